@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+import ts
+import yaml
+from ts.metrics import system_metrics
+
+from ts_mps.torchserve import metrics
+from ts_mps.torchserve.command import LOG_CONFIG
+from ts_mps.torchserve.config import DATA
+
+SCRIPT = Path(metrics.__file__)
+#: What TorchServe's frontend accepts as a metric line (its class Metric), and the part that we look at.
+LINE = re.compile(r"\s*([\w\s]+)\.([\w\s]+):([0-9\-,.e]+)\|#([^|]*)\|#hostname:([^,]+),([0-9]+)")
+HOST = {
+    "CPUUtilization",
+    "MemoryUsed",
+    "MemoryAvailable",
+    "MemoryUtilization",
+    "DiskUsage",
+    "DiskUtilization",
+    "DiskAvailable",
+}
+
+
+def _split(output: str):
+    """The metric lines as matches, and the lines behind the empty one."""
+    head, _, tail = output.partition("\n\n")
+    matches = [LINE.fullmatch(line) for line in head.splitlines()]
+    assert all(matches), head
+    return matches, tail.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def empty_list():
+    # TorchServe's module collects in a list of its own, once per process.
+    system_metrics.system_metrics.clear()
+
+
+def _run(*words, pids="", code=None):
+    command = [sys.executable, *(["-c", code] if code else [str(SCRIPT)]), *words]
+    return subprocess.run(command, input=f"{pids}\n", capture_output=True, text=True, timeout=60, cwd="/")
+
+
+def test_as_the_frontend_runs_it():
+    done = _run(pids=f"{os.getpid()},4194303")
+    matches, tail = _split(done.stdout)
+    assert {match[1] for match in matches} == HOST
+    assert {match[4] for match in matches} == {"Level:Host"}
+    (line,) = tail
+    pid, size = line.split(":")
+    assert int(pid) == os.getpid()
+    assert int(size) > 1024 * 1024
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_without_workers():
+    assert _split(_run().stdout)[1] == []
+
+
+def test_without_driver_the_host_metrics_go_on():
+    hidden = f"import runpy, sys; sys.modules['pynvml'] = None; sys.argv[0] = {str(SCRIPT)!r}\n"
+    no_driver = (
+        "import pynvml, runpy, sys\n"
+        "def fail(): raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)\n"
+        f"pynvml.nvmlInit = fail; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    done = _run("--gpus", "GPU-1,GPU-2", code=no_driver)
+    assert {match[1] for match in _split(done.stdout)[0]} == HOST
+    assert "GPU-1, GPU-2" in done.stderr
+    # Without GPUs nothing of NVML is even imported.
+    done = _run(code=hidden + f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')")
+    assert {match[1] for match in _split(done.stdout)[0]} == HOST
+    assert done.returncode == 0
+
+
+def test_neither_torch_nor_modules_beside_it_are_imported():
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); sys.argv[0] = {str(SCRIPT)!r}\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        f"beside = [name for name, module in sys.modules.items() if (getattr(module, '__file__', '') or '')"
+        f".startswith({str(SCRIPT.parent)!r})]\n"
+        f"assert {str(SCRIPT.parent)!r} not in sys.path and not beside and 'torch' not in sys.modules, beside"
+    )
+    done = _run(code=code)
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+class FakeNvml:
+    """Two GPUs, of which one has fallen off the bus and one cannot tell its utilization."""
+
+    class NVMLError(Exception):
+        pass
+
+    nvmlMemory_v2 = 2
+
+    def __init__(self):
+        self.open = 0
+
+    def nvmlInit(self):
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        if uuid == "GPU-lost":
+            raise self.NVMLError("GPU is lost")
+        return uuid
+
+    def nvmlDeviceGetIndex(self, device):
+        return {"GPU-a": 3, "GPU-mig": 4}[device]
+
+    def nvmlDeviceGetMemoryInfo(self, device, version):
+        assert version == self.nvmlMemory_v2
+        return SimpleNamespace(total=8 << 30, used=2 << 30, free=6 << 30)
+
+    def nvmlDeviceGetUtilizationRates(self, device):
+        if device == "GPU-mig":
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(gpu=37, memory=1)
+
+
+def test_gpu_metrics(monkeypatch, capsys):
+    nvml = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    output = io.StringIO()
+    metrics.collect(["GPU-lost", "GPU-a", "GPU-mig"], io.StringIO("\n"), output)
+    matches, _ = _split(output.getvalue())
+    gpu = [(match[1], match[2], float(match[3]), match[4]) for match in matches if match[1].startswith("GPU")]
+    assert gpu == [
+        ("GPUMemoryUtilization", "Percent", 25.0, "Level:Host,DeviceId:3"),
+        ("GPUMemoryUsed", "Megabytes", 2048.0, "Level:Host,DeviceId:3"),
+        ("GPUUtilization", "Percent", 37.0, "Level:Host,DeviceId:3"),
+        ("GPUMemoryUtilization", "Percent", 25.0, "Level:Host,DeviceId:4"),
+        ("GPUMemoryUsed", "Megabytes", 2048.0, "Level:Host,DeviceId:4"),
+    ]
+    assert {match[1] for match in matches} >= HOST
+    assert nvml.open == 0
+    complaints = capsys.readouterr().err
+    assert "GPU-lost" in complaints
+    assert "GPU-mig" in complaints
+
+
+@pytest.mark.parametrize("pids", ["", ",", "x", "-1", "4194303,", "1:2"])
+def test_no_line_that_would_end_the_frontends_metrics(pids):
+    assert list(metrics.worker_memory(pids)) == []
+
+
+def test_metrics_yaml_is_torchserves():
+    theirs = yaml.safe_load((Path(ts.__file__).parent / "configs" / "metrics.yaml").read_text())
+    theirs.pop("dimensions")  # only there to be referred to
+    assert yaml.safe_load((DATA / "metrics.yaml").read_text()) == theirs
+
+
+def test_log_config_is_quiet_and_loses_nothing():
+    root = ElementTree.parse(LOG_CONFIG).getroot()
+    appenders = {node.get("name"): node for node in root.find("Appenders")}
+    loggers = {node.get("name"): node for node in root.find("Loggers") if node.tag == "Logger"}
+
+    def targets(node):
+        return {ref.get("ref"): ref.get("level") for ref in node.findall("AppenderRef")}
+
+    everything = [root.find("Loggers/Root"), *loggers.values()]
+    assert {name for node in everything for name in targets(node)} == set(appenders)
+    assert targets(root.find("Loggers/Root")) == {"console": None, "ts_log": None}
+    assert root.find("Loggers/Root").get("level") == "warn"
+    # With appenders of its own and additivity, a logger would write each line twice.
+    assert all(node.get("additivity") == "false" for node in loggers.values() if targets(node))
+    # Nothing of the frontend speaks below WARN per request.
+    frontend = {name for name in loggers if name.startswith("org.pytorch")}
+    assert frontend == {"org.pytorch.serve.ModelServer", "org.pytorch.serve.util.TokenAuthorization"}
+    assert targets(loggers["MODEL_LOG"]) == {"console": "warn", "model_log": None}
+    assert targets(loggers["ACCESS_LOG"]) == {"access_log": None}
+    files = {name: node.get("fileName") for name, node in appenders.items() if node.tag == "RollingFile"}
+    assert files == {
+        **{name: f"${{logs}}/{name}.log" for name in ("ts_log", "model_log", "access_log")},
+        **{name: f"${{metrics}}/{name}.log" for name in ("ts_metrics", "model_metrics")},
+    }
+    values = {node.get("name"): node.text for node in root.find("Properties")}
+    assert values["logs"] == "${env:LOG_LOCATION:-logs}"
+    assert values["metrics"] == "${env:METRICS_LOCATION:-logs}"

@@ -1,0 +1,1 @@
+"""TorchServe as it is: its flags, its configuration, its java command, its management API, its workers."""
