@@ -1,0 +1,62 @@
+"""``ts-mps start``: what ``torchserve`` was, with MPS."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ts.version import __version__ as torchserve_version
+
+from ts_mps.cli.render import note, print_json, progress, show, status_text
+from ts_mps.cli.stop import stop_instance
+from ts_mps.errors import NotReadyError
+from ts_mps.guardian import background
+from ts_mps.guardian.loop import Guardian
+from ts_mps.guardian.prepare import Prepared, prepare
+from ts_mps.guardian.status import look
+from ts_mps.paths import resolve_home
+from ts_mps.torchserve.arguments import help_parser, parse
+
+
+def parser() -> argparse.ArgumentParser:
+    """Both groups of options in one help."""
+    return help_parser()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    parsed = parse(arguments, os.environ)
+    if parsed.help:
+        parser().print_help()
+        return 0
+    if parsed.version:
+        print(f"TorchServe Version is {torchserve_version}")
+        return 0
+    if parsed.stop:
+        return stop_instance(resolve_home(parsed.runtime_dir, os.environ, create=False), parsed.name, None, parsed.json)
+    prepared = prepare(parsed, os.environ, Path.cwd())
+    for sentence in prepared.notes:
+        note(sentence)
+    if parsed.foreground:
+        return Guardian(prepared, progress()).run(lambda: announce(prepared))
+    code = background.start(prepared, progress())
+    if code == 0:
+        announce(prepared)
+    return code
+
+
+def announce(prepared: Prepared) -> None:
+    """Print what is running now.
+
+    Raises:
+        NotReadyError: It is already gone again.
+    """
+    status = look(prepared.paths)
+    if status is None:
+        raise NotReadyError(f"The state file {prepared.paths.state} is gone.")
+    if prepared.arguments.json:
+        print_json(status.as_json())
+    else:
+        show(status_text(status))

@@ -1,0 +1,1 @@
+"""``ts-mps demo``: train, archive, serve and load a small real model."""

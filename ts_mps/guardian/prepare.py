@@ -1,0 +1,218 @@
+"""Everything that can be known before anything is started: facts, checks, the plan. Only the runtime folder is made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ts_mps.errors import PreflightError, TsMpsError
+from ts_mps.gpu.inventory import Gpu, Inventory, read_inventory
+from ts_mps.guardian.choice import MpsChoice, check_manageable, choose_mps, visible_gpus
+from ts_mps.guardian.planning import make_plan
+from ts_mps.guardian.state import guardian_lives, load_state
+from ts_mps.paths import Home, InstancePaths, resolve_home
+from ts_mps.plan.model import Plan
+from ts_mps.torchserve import config as configuration
+from ts_mps.torchserve import pid_file
+from ts_mps.torchserve.arguments import StartArguments
+from ts_mps.torchserve.command import LOG_CONFIG, java_command
+from ts_mps.torchserve.java import Java, find_java
+from ts_mps.torchserve.models import Machine, ModelRequest, requested_models
+from ts_mps.torchserve.ports import port_problems
+from ts_mps.torchserve.server_config import ServerConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A start that has passed its checks.
+
+    Attributes:
+        arguments: What was asked for.
+        home: The runtime folder.
+        paths: The instance's files.
+        folder: The working folder, which becomes java's.
+        environ: The environment of the caller.
+        config: TorchServe's configuration as the user gave it.
+        java: The Java runtime.
+        inventory: All GPUs of the machine.
+        gpus: The GPUs that may be used.
+        mps: Whether MPS is used.
+        models: What TorchServe will load at its start, as far as that can be known.
+        plan: GPUs and slots.
+        notes: Things worth knowing, one sentence each.
+    """
+
+    arguments: StartArguments
+    home: Home
+    paths: InstancePaths
+    folder: Path
+    environ: Mapping[str, str]
+    config: ServerConfig
+    java: Java
+    inventory: Inventory
+    gpus: tuple[Gpu, ...]
+    mps: MpsChoice
+    models: tuple[ModelRequest, ...]
+    plan: Plan
+    notes: tuple[str, ...]
+
+
+class Findings:
+    """Collects the errors of independent checks, so that the user meets all of them at once."""
+
+    def __init__(self) -> None:
+        self.errors: list[TsMpsError] = []
+
+    def check(self, look: Callable[[], T]) -> T | None:
+        """The value of ``look``, or None after noting its error."""
+        try:
+            return look()
+        except TsMpsError as error:
+            self.errors.append(error)
+            return None
+
+    def stop_if_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            TsMpsError: The only finding itself; of several, one error that lists them and has the first one's code.
+        """
+        if not self.errors:
+            return
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        several = type(self.errors[0])(
+            f"{len(self.errors)} things stand in the way of a start:",
+            details="\n".join(f"{number}. {error}" for number, error in enumerate(self.errors, 1)),
+        )
+        raise several
+
+
+def prepare(arguments: StartArguments, environ: Mapping[str, str], folder: Path) -> Prepared:
+    """Look at everything, decide everything, start nothing.
+
+    Raises:
+        TsMpsError: At least one check failed; see :class:`Findings` for several.
+    """
+    home = resolve_home(arguments.runtime_dir, environ)
+    paths = home.instance(arguments.name)
+    check_not_running(arguments, paths)
+
+    config = configuration.load(arguments, environ)
+    findings = Findings()
+    findings.errors += configuration.check(config)
+    # TorchServe's own checks of the files that its flags name, with its own exit status.
+    findings.check(lambda: server_command(arguments, paths, environ, "java"))
+    findings.stop_if_any()
+    java = findings.check(lambda: find_java(environ))
+    inventory = read_inventory()
+    gpus = findings.check(lambda: visible_gpus(inventory, config, environ)) or ()
+    mps = findings.check(lambda: choose_mps(arguments.mps, inventory, gpus, environ))
+    models = findings.check(lambda: _models(arguments, config, gpus)) or ()
+    findings.check(lambda: _check_key_file(config, home, paths, folder))
+    findings.errors += port_problems(config.resolved)
+    findings.stop_if_any()
+    assert java is not None and mps is not None  # nothing was found, so both are there
+    check_manageable(models, config, mps)
+    plan = make_plan(gpus, models, mps, arguments, home, environ)
+    notes = _notes(config, gpus, mps, environ)
+    try:
+        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise PreflightError(f"The folder {paths.root} cannot be made: {error.strerror}.") from error
+    return Prepared(arguments, home, paths, folder, environ, config, java, inventory, gpus, mps, models, plan, notes)
+
+
+def _models(arguments: StartArguments, config: ServerConfig, gpus: tuple[Gpu, ...]) -> tuple[ModelRequest, ...]:
+    store = arguments.model_store or config.resolved["model_store"]
+    machine = Machine(gpus=len(gpus), cpus=os.cpu_count() or 1)
+    return requested_models(
+        config.resolved, models=arguments.models, model_store=Path(store), workers=arguments.workers, machine=machine
+    )
+
+
+def server_command(arguments: StartArguments, paths: InstancePaths, environ: Mapping[str, str], java: str) -> list[str]:
+    """The java command of this instance."""
+    return java_command(
+        arguments,
+        environ=environ,
+        java=java,
+        python=str(paths.worker_python),
+        config=paths.config,
+        log_config=LOG_CONFIG,
+    )
+
+
+def check_not_running(arguments: StartArguments, paths: InstancePaths) -> None:
+    """Refuse to start what runs already.
+
+    Raises:
+        TsMpsError: This instance, or for the default one a TorchServe of this temp folder, is running.
+    """
+    if guardian_lives(paths):
+        raise TsMpsError(
+            f"Instance {paths.name} is already running.",
+            f"See: ts-mps status{_name(paths)}. Stop it with: ts-mps stop{_name(paths)}",
+        )
+    state = load_state(paths)
+    if state is not None and state.java is not None and state.java.alive():
+        raise TsMpsError(
+            f"TorchServe of instance {paths.name} (pid {state.java.pid}) is still running though its guardian is gone.",
+            f"Clean up first with: ts-mps stop{_name(paths)}",
+        )
+    pid = pid_file.read(torchserve_pid_file(paths))
+    if pid is not None:
+        raise TsMpsError(
+            f"TorchServe is already running (pid {pid}), and it is not ours.", "Stop it with: torchserve --stop"
+        )
+
+
+def torchserve_pid_file(paths: InstancePaths) -> Path:
+    """TorchServe's own pid file for the default instance, so that `torchserve --stop` works.
+
+    TorchServe knows one server per temp folder, so a named instance has its file in a folder of its own.
+    """
+    return pid_file.location() if paths.name == "default" else paths.root / pid_file.location().name
+
+
+def _name(paths: InstancePaths) -> str:
+    return "" if paths.name == "default" else f" --name {paths.name}"
+
+
+def _check_key_file(config: ServerConfig, home: Home, paths: InstancePaths, folder: Path) -> None:
+    """Two servers with token authorisation in one folder would overwrite each other's key file."""
+    if not config.token_auth:
+        return
+    key_file = str(folder / "key_file.json")
+    for other in home.instances():
+        state = load_state(other) if other != paths and guardian_lives(other) else None
+        if state is not None and state.endpoints.key_file == key_file:
+            raise PreflightError(
+                f"Instance {other.name} keeps its token keys in {key_file}, and TorchServe would overwrite them.",
+                "Start this instance from another folder, or with --disable-token-auth.",
+            )
+
+
+def _notes(config: ServerConfig, gpus: tuple[Gpu, ...], mps: MpsChoice, environ: Mapping[str, str]) -> tuple[str, ...]:
+    notes = []
+    if config.snapshot is not None:
+        notes.append(
+            f"TorchServe prefers its snapshot {config.snapshot} to ./config.properties, worker counts included; "
+            "--ncs ignores snapshots, --ts-config names a file."
+        )
+    if mps.on and mps.adopted_pipe is None and environ.get("CUDA_MPS_PIPE_DIRECTORY"):
+        notes.append(
+            f"No MPS daemon answers at CUDA_MPS_PIPE_DIRECTORY={environ['CUDA_MPS_PIPE_DIRECTORY']}; "
+            "daemons of our own are used instead."
+        )
+    notes += [
+        f"GPU {gpu.index} is in compute mode Exclusive_Process and MPS is off: only one worker can use it."
+        for gpu in gpus
+        if not mps.on and gpu.compute_mode == "Exclusive_Process"
+    ]
+    return tuple(notes)

@@ -1,0 +1,130 @@
+"""What is running, as a file that outlives the guardian: enough for a later ``stop`` to take everything down."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ts_mps.files import is_locked, read_json, write_json
+from ts_mps.paths import InstancePaths
+from ts_mps.processes import ProcessId
+from ts_mps.torchserve.endpoints import Endpoints
+
+#: Version of the state's JSON form.
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """A GPU in use and the daemon that serves it.
+
+    Attributes:
+        index: NVML's index.
+        uuid: NVML's UUID.
+        name: Product name.
+        cap: MPS clients that its server takes; None where MPS is off.
+        pipe: The daemon's pipe folder; None where MPS is off.
+        log: The daemon's log folder, if it is ours.
+        daemon: The daemon's process, if its pid is known.
+        adopted: Whether somebody else started the daemon.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    cap: int | None = None
+    pipe: str | None = None
+    log: str | None = None
+    daemon: ProcessId | None = None
+    adopted: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """One instance.
+
+    Attributes:
+        instance: Its name.
+        phase: "starting", "serving", "stopping", "stopped" or "failed".
+        mps: "on" or "off".
+        mps_why: Why MPS is off, or how it is on; a sentence.
+        guardian: The guardian's process.
+        java: TorchServe's frontend, once started.
+        gpus: GPUs in use, with their daemons once started.
+        endpoints: Addresses and keys of TorchServe.
+        folder: The working folder: TorchServe's logs and key file are there.
+        config: The effective config.properties.
+        config_source: The file it was made from, as a sentence.
+        pid_file: TorchServe's pid file.
+        drain_timeout: Seconds for requests in flight at a stop.
+        worker_port: Number of the first worker's socket.
+        since: When the phase was reached, seconds since the epoch.
+        started: When the start was asked for.
+        error: The sentence of a failed start.
+    """
+
+    instance: str
+    phase: str
+    mps: str
+    mps_why: str
+    guardian: ProcessId | None
+    gpus: tuple[GpuState, ...]
+    endpoints: Endpoints
+    folder: str
+    config: str
+    config_source: str
+    pid_file: str
+    drain_timeout: float
+    worker_port: int
+    java: ProcessId | None = None
+    since: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.time)
+    error: str = ""
+
+    def to(self, phase: str, error: str = "") -> State:
+        """This state in another phase, from now on."""
+        return replace(self, phase=phase, since=time.time(), error=error or self.error)
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON form."""
+        return {"version": STATE_VERSION, **asdict(self)}
+
+    def save(self, paths: InstancePaths) -> None:
+        """Write the state file in one step."""
+        write_json(paths.state, self.as_json())
+
+
+def load_state(paths: InstancePaths) -> State | None:
+    """The instance's last state; None if there is none or it is of another version."""
+    value = read_json(paths.state)
+    if value is None or value.pop("version", None) != STATE_VERSION:
+        return None
+    gpus = tuple(GpuState(**{**gpu, "daemon": _process(gpu["daemon"])}) for gpu in value.pop("gpus"))
+    return State(
+        **{
+            **value,
+            "gpus": gpus,
+            "guardian": _process(value["guardian"]),
+            "java": _process(value["java"]),
+            "endpoints": Endpoints.from_json(value["endpoints"]),
+        }
+    )
+
+
+def _process(value: dict[str, int] | None) -> ProcessId | None:
+    return ProcessId(**value) if value else None
+
+
+def guardian_lives(paths: InstancePaths) -> bool:
+    """Whether a guardian holds the instance."""
+    return is_locked(paths.guardian_lock)
+
+
+def myself() -> ProcessId:
+    """This process."""
+    process = ProcessId.of(os.getpid())
+    if process is None:
+        raise RuntimeError("/proc does not show this process")
+    return process

@@ -1,0 +1,161 @@
+"""The one way down, for a failed start, a stop, and what a killed guardian left behind.
+
+Order: drain, then java, then the workers that it left, then the daemons, then the files. Each step looks at what is
+there instead of trusting what was there, so it may be repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ts_mps.errors import TsMpsError
+from ts_mps.guardian.state import GpuState, State
+from ts_mps.mps.daemon import Lease, release_left_behind, terminate_and_kill
+from ts_mps.paths import Home, InstancePaths
+from ts_mps.processes import ProcessId, end, wait_gone, with_arguments
+from ts_mps.slots import busy, workers
+from ts_mps.torchserve import pid_file
+
+#: Java's shutdown hook closes its listeners, waits about 2 s for quiet, then kills its workers (ModelServer.stop).
+JAVA_SECONDS = 30.0
+#: A worker that lost its frontend leaves by itself once its batch is done.
+WORKER_SECONDS = 10.0
+#: How long ``quit`` may wait for clients before the server is forced down.
+QUIT_SECONDS = 10.0
+
+Report = Callable[[str], None]
+
+
+def take_down(
+    home: Home,
+    paths: InstancePaths,
+    state: State,
+    leases: Mapping[str, Lease],
+    *,
+    drain: float,
+    report: Report,
+    hurry: Callable[[], bool] = lambda: False,
+) -> tuple[str, ...]:
+    """End everything that belongs to the instance.
+
+    Args:
+        home: The runtime folder.
+        paths: The instance.
+        state: What was running when somebody last looked.
+        leases: UUID -> the lease on its daemon, if this process holds it.
+        drain: Seconds for requests that TorchServe has accepted.
+        report: Told each step, in a few words.
+        hurry: Asked while draining; True ends the drain.
+
+    Returns:
+        What could not be ended, one sentence each; empty when nothing is left.
+    """
+    left: list[str] = []
+    state.to("stopping").save(paths)
+    if state.java is not None and state.java.alive():
+        _drain(paths, state, drain, report, hurry)
+        _end_busy_clients(paths, state)
+        report("stopping TorchServe")
+        end(state.java, JAVA_SECONDS)
+    _end_workers(home, paths, state, report)
+    for gpu in reversed(state.gpus):
+        left += _release(home, paths, gpu, leases.get(gpu.uuid), report)
+    left += _survivors(home, paths, state)
+    _remove_files(paths, state)
+    state.to("failed" if state.error else "stopped").save(paths)
+    return tuple(left)
+
+
+def _drain(paths: InstancePaths, state: State, seconds: float, report: Report, hurry: Callable[[], bool]) -> None:
+    """Wait until no worker is inside a batch and no request waits in TorchServe's queues."""
+    deadline = time.monotonic() + seconds
+    quiet = 0
+    if seconds > 0:
+        report(f"waiting up to {seconds:g} s for requests in flight")
+    while time.monotonic() < deadline and not hurry():
+        # Twice in a row: between queue and worker a request is for an instant in neither.
+        quiet = quiet + 1 if not busy(paths) and not _queued(state) else 0
+        if quiet == 2:
+            # The answers have left the workers; java needs a moment to write them to its clients.
+            time.sleep(0.1)
+            return
+        time.sleep(0.1)
+
+
+def _queued(state: State) -> int:
+    """Requests that wait in TorchServe's queues; 0 where it does not answer, for then nothing can be drained."""
+    try:
+        api = state.endpoints.api(timeout=5.0)
+        return sum(status.pending_requests for name in api.models() for status in api.describe(name))
+    except TsMpsError:
+        return 0
+
+
+def _end_busy_clients(paths: InstancePaths, state: State) -> None:
+    """A client that is killed inside a kernel may take the server with it: it is terminated through MPS first."""
+    for gpu in state.gpus:
+        if gpu.pipe is not None:
+            pids = tuple(worker.pid for worker in busy(paths) if worker.slot.gpu == gpu.uuid)
+            if pids:
+                terminate_and_kill(Path(gpu.pipe), pids)
+
+
+def worker_processes(home: Home, paths: InstancePaths) -> tuple[ProcessId, ...]:
+    """Every worker process of the instance, loaded or not, by its command line."""
+    return with_arguments("ts_mps.torchserve.worker", str(home.root), paths.name)
+
+
+def _end_workers(home: Home, paths: InstancePaths, state: State, report: Report) -> None:
+    left = wait_gone(worker_processes(home, paths), WORKER_SECONDS)
+    if not left:
+        return
+    report(f"ending {len(left)} worker(s) that outlived TorchServe")
+    for gpu in state.gpus:
+        if gpu.pipe is not None:
+            mine = {worker.pid for worker in workers(paths) if worker.slot.gpu == gpu.uuid}
+            terminate_and_kill(Path(gpu.pipe), tuple(process.pid for process in left if process.pid in mine))
+    for process in left:
+        process.send(signal.SIGKILL)
+    wait_gone(left, WORKER_SECONDS)
+
+
+def _release(home: Home, paths: InstancePaths, gpu: GpuState, lease: Lease | None, report: Report) -> list[str]:
+    if gpu.pipe is None or gpu.adopted:
+        if lease is not None:
+            lease.release(QUIT_SECONDS)
+        return []
+    try:
+        if lease is not None:
+            report(f"GPU {gpu.index}: {lease.release(QUIT_SECONDS)}")
+        else:
+            done = release_left_behind(home.gpu(gpu.uuid), gpu.uuid, paths.name, QUIT_SECONDS)
+            report(f"GPU {gpu.index}: {done}")
+    except TsMpsError as error:
+        return [str(error)]
+    return []
+
+
+def _survivors(home: Home, paths: InstancePaths, state: State) -> list[str]:
+    left = [f"Worker process {process.pid} is still there." for process in worker_processes(home, paths)]
+    if state.java is not None and state.java.alive():
+        left.append(f"TorchServe's java process {state.java.pid} is still there.")
+    return left
+
+
+def _remove_files(paths: InstancePaths, state: State) -> None:
+    """Slots, sockets and TorchServe's pid and key files; logs, plan and state stay for whoever asks what happened."""
+    for worker in workers(paths):
+        if worker.socket:
+            Path(worker.socket).unlink(missing_ok=True)
+    for folder in (paths.slots, paths.bin, paths.no_mps):
+        shutil.rmtree(folder, ignore_errors=True)
+    paths.stop_request.unlink(missing_ok=True)
+    if state.java is not None:
+        pid_file.remove(Path(state.pid_file), state.java.pid)
+        if state.endpoints.key_file is not None:
+            # As `torchserve --stop` does: the keys died with the server.
+            Path(state.endpoints.key_file).unlink(missing_ok=True)

@@ -1,0 +1,251 @@
+"""The plan's places as files held by flock: claimed by a worker, listed by anyone, free as soon as the worker dies.
+
+Two kinds of file are held. A **slot** belongs to an instance and says what its worker gets (GPU, threads, cores).
+A **seat** belongs to a GPU and is shared by all instances: there are as many seats as its MPS server takes clients, so
+the cap holds whoever asks for workers, TorchServe's management API included.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ts_mps.errors import PlanError
+from ts_mps.files import is_locked, read_json, try_lock, write_json
+from ts_mps.paths import GpuPaths, Home, InstancePaths
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
+
+#: How long a worker looks for a planned slot before it takes an extra one. TorchServe starts a worker's successor at
+#: once, and a dying process holds its slot until the driver has freed its GPU memory.
+GRACE_SECONDS = 1.0
+#: Workers beyond the plan that one instance may have; only a bound for the search, the seats are the limit.
+EXTRA_SLOTS = 512
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Evidence that a worker is an MPS client: its pid stood in the client list of this server at this time."""
+
+    server: int
+    time: float
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """What a worker says of itself in its slot.
+
+    Attributes:
+        slot: Its place and share.
+        planned: False for a worker beyond the plan (scaled up through TorchServe's API).
+        pid: Process id.
+        state: "loading", then "ready".
+        since: Seconds since the epoch at which the state was reached.
+        seat: Its seat on the GPU; None without MPS.
+        proof: That it is an MPS client; None without MPS, or while it loads.
+        socket: TorchServe's socket to it, which outlives a SIGKILL.
+    """
+
+    slot: Slot
+    planned: bool
+    pid: int
+    state: str
+    since: float
+    seat: int | None = None
+    proof: Proof | None = None
+    socket: str | None = None
+
+
+class Claim:
+    """A slot, and with MPS a seat, held by this process until it dies.
+
+    Args:
+        instance: Where the slot's files are.
+        record: What is known at the claim.
+        descriptors: The open files that hold the locks; they live as long as this object.
+    """
+
+    def __init__(self, instance: InstancePaths, record: WorkerRecord, descriptors: tuple[int, ...]) -> None:
+        self._instance = instance
+        self._descriptors = descriptors
+        self.record = record
+        self.activity = Activity.create(_activity_file(instance, record.slot.number))
+        self._save()
+
+    def ready(self, proof: Proof | None) -> None:
+        """The model is loaded, and with MPS the process is a proven client."""
+        self.record = replace(self.record, state="ready", since=time.time(), proof=proof)
+        self._save()
+
+    def _save(self) -> None:
+        write_json(_record_file(self._instance, self.record.slot.number), asdict(self.record))
+
+    def release(self) -> None:
+        """Let go of slot and seat; the process's death does the same."""
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = ()
+
+
+class Activity:
+    """Two counters in a shared page: batches taken, batches answered. Writing costs no system call.
+
+    A stop reads them to see who is busy: a busy MPS client must not be killed outright.
+    """
+
+    _FORMAT = struct.Struct("=QQ")
+
+    def __init__(self, page: mmap.mmap) -> None:
+        self._page = page
+        self._taken, self._answered = self._FORMAT.unpack_from(page)
+
+    @classmethod
+    def create(cls, path: Path) -> Activity:
+        """A page with both counters at zero, for the worker."""
+        path.write_bytes(bytes(cls._FORMAT.size))
+        with path.open("r+b") as stream:
+            return cls(mmap.mmap(stream.fileno(), cls._FORMAT.size))
+
+    def begin(self) -> None:
+        """A batch has been taken."""
+        self._taken += 1
+        self._FORMAT.pack_into(self._page, 0, self._taken, self._answered)
+
+    def end(self) -> None:
+        """The batch's answer has been made."""
+        self._answered = self._taken
+        self._FORMAT.pack_into(self._page, 0, self._taken, self._answered)
+
+    @classmethod
+    def is_busy(cls, path: Path) -> bool:
+        """Whether the worker that writes this page is inside a batch; False where there is no page."""
+        try:
+            taken, answered = cls._FORMAT.unpack(path.read_bytes())
+        except (OSError, struct.error):
+            return False
+        return bool(taken != answered)
+
+
+def claim(
+    home: Home,
+    instance: InstancePaths,
+    plan: Plan,
+    model: str,
+    version: str | None,
+    *,
+    on_gpu: bool,
+    socket: str | None = None,
+    grace: float = GRACE_SECONDS,
+) -> Claim:
+    """Take the first free slot of a model for this process, and with MPS a seat on the slot's GPU.
+
+    Args:
+        home: The runtime folder.
+        instance: The instance that started this worker.
+        plan: Its plan.
+        model: Registered model name.
+        version: Model version, if known.
+        on_gpu: Whether TorchServe gave this worker a GPU.
+        socket: TorchServe's socket to this worker.
+        grace: Seconds to look for a planned slot before taking one beyond the plan.
+
+    Raises:
+        PlanError: Every seat of the GPU is taken; the sentence says by whom.
+        OSError: The slot's files cannot be written.
+    """
+    mine = [slot for slot in plan.slots if slot.model == model and version == slot.version]
+    mine = mine or [slot for slot in plan.slots if slot.model == model]
+    deadline = time.monotonic() + (grace if mine else 0.0)
+    while True:
+        for slot in mine:
+            taken = try_lock(_lock_file(instance, slot.number))
+            if taken is not None:
+                return _seat(home, instance, plan, slot, True, taken, socket)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.05)
+    pattern = mine[0] if mine else Slot(0, model, version, None, threads=1)
+    gpu = _roomiest(home, plan, {slot.gpu for slot in mine}) if on_gpu and plan.gpus else None
+    for number in range(len(plan.slots), len(plan.slots) + EXTRA_SLOTS):
+        taken = try_lock(_lock_file(instance, number))
+        if taken is not None:
+            slot = replace(pattern, number=number, version=version, gpu=gpu.uuid if gpu else None)
+            return _seat(home, instance, plan, slot, False, taken, socket)
+    raise PlanError(f"Instance {instance.name} already has {EXTRA_SLOTS} workers beyond its plan.", "Scale down first.")
+
+
+def _seat(
+    home: Home, instance: InstancePaths, plan: Plan, slot: Slot, planned: bool, lock: int, socket: str | None
+) -> Claim:
+    gpu = plan.gpu(slot.gpu) if slot.gpu else None
+    record = WorkerRecord(slot, planned, os.getpid(), "loading", time.time(), socket=socket)
+    if gpu is None or gpu.cap is None:
+        return Claim(instance, record, (lock,))
+    paths = home.gpu(gpu.uuid)
+    # Two rounds: a look at a free seat (status, or a neighbour that counts) makes it seem taken for an instant.
+    for number in (*range(gpu.cap), *range(gpu.cap)):
+        seat = try_lock(paths.seats / f"{number:03}")
+        if seat is not None:
+            holder = json.dumps({"instance": instance.name, "model": slot.model, "pid": os.getpid()}).encode()
+            os.ftruncate(seat, 0)
+            os.pwrite(seat, holder, 0)
+            return Claim(instance, replace(record, seat=number), (lock, seat))
+    os.close(lock)
+    raise PlanError(
+        f"{gpu.label} already has {gpu.cap} of {gpu.cap} MPS clients ({_holders(paths)}), so a further worker of "
+        f"model {slot.model} was refused before it touched CUDA; the others serve on.",
+        f"Scale down first, for example PUT /models/{slot.model}?min_worker=N&max_worker=N with a smaller N, "
+        "or give the model another GPU.",
+    )
+
+
+def _roomiest(home: Home, plan: Plan, planned_on: Iterable[str | None]) -> PlannedGpu:
+    """The GPU with most free seats, of those that the model is planned on, else of all."""
+    wanted = set(planned_on)
+    candidates = [gpu for gpu in plan.gpus if gpu.uuid in wanted] or list(plan.gpus)
+    return max(candidates, key=lambda gpu: ((gpu.cap or 0) - len(seat_holders(home.gpu(gpu.uuid))), -gpu.index))
+
+
+def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
+    """Who holds the seats of a GPU: instance, model and pid of each living holder."""
+    return tuple(read_json(path) or {} for path in sorted(gpu.seats.glob("*")) if is_locked(path))
+
+
+def _holders(gpu: GpuPaths) -> str:
+    count = Counter(f"{h.get('model', '?')} of instance {h.get('instance', '?')}" for h in seat_holders(gpu))
+    return ", ".join(f"{number} x {who}" for who, number in count.most_common())
+
+
+def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
+    """Every living worker of an instance, by its slot."""
+    for lock in sorted(instance.slots.glob("*.lock")):
+        value = read_json(lock.with_suffix(".json")) if is_locked(lock) else None
+        if value is None:
+            continue
+        slot = Slot(**{**value["slot"], "cores": tuple(value["slot"]["cores"])})
+        proof = Proof(**value["proof"]) if value["proof"] else None
+        yield WorkerRecord(**{**value, "slot": slot, "proof": proof})
+
+
+def busy(instance: InstancePaths) -> tuple[WorkerRecord, ...]:
+    """The living workers that are inside a batch."""
+    return tuple(w for w in workers(instance) if Activity.is_busy(_activity_file(instance, w.slot.number)))
+
+
+def _lock_file(instance: InstancePaths, number: int) -> Path:
+    return instance.slots / f"{number:03}.lock"
+
+
+def _record_file(instance: InstancePaths, number: int) -> Path:
+    return instance.slots / f"{number:03}.json"
+
+
+def _activity_file(instance: InstancePaths, number: int) -> Path:
+    return instance.slots / f"{number:03}.activity"

@@ -1,0 +1,47 @@
+"""Workers that did not load, written by the worker itself: TorchServe only logs them and tries again for minutes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from ts_mps.files import read_json, write_json
+from ts_mps.paths import InstancePaths
+
+#: Kept on disk; a crash loop must not fill the runtime folder.
+KEPT = 32
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """One failed load.
+
+    Attributes:
+        pid: The worker's process id.
+        model: Registered model name.
+        version: Model version, if known.
+        what: The exception or the refusal, one line.
+        traceback: The worker's traceback; empty for a refusal.
+        time: Seconds since the epoch.
+    """
+
+    pid: int
+    model: str
+    version: str | None
+    what: str
+    traceback: str
+    time: float = field(default_factory=time.time)
+
+
+def record_failure(instance: InstancePaths, failure: WorkerFailure) -> None:
+    """Write the failure into the instance's folder, dropping the oldest past :data:`KEPT`."""
+    instance.failures.mkdir(exist_ok=True)
+    write_json(instance.failures / f"{failure.time:.3f}-{failure.pid}.json", asdict(failure))
+    for old in sorted(instance.failures.glob("*.json"))[:-KEPT]:
+        old.unlink(missing_ok=True)
+
+
+def failures(instance: InstancePaths, since: float = 0.0) -> tuple[WorkerFailure, ...]:
+    """The failures recorded since a time, oldest first."""
+    found = (read_json(path) for path in sorted(instance.failures.glob("*.json")))
+    return tuple(WorkerFailure(**value) for value in found if value is not None and value["time"] >= since)

@@ -1,0 +1,169 @@
+"""The worker that TorchServe starts through ``worker-python``: TorchServe's own, with one step overridden.
+
+TorchServe tells a worker its GPU and model only in the LOAD message, and the handler's file is imported after it.
+So :meth:`Worker.load_model` is the one place where any handler, unchanged, can be given a slot, an environment and a
+daemon before it touches CUDA. The loop, the protocol and the handler contract stay TorchServe's.
+
+Called as ``python -m ts_mps.torchserve.worker HOME INSTANCE -- <arguments of ts/model_service_worker.py>``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from ts import model_service_worker as stock
+from ts.arg_parser import ArgParser
+
+from ts_mps.errors import TsMpsError
+from ts_mps.files import read_json
+from ts_mps.mps.control import Control
+from ts_mps.paths import Home, InstancePaths
+from ts_mps.plan.model import Plan
+from ts_mps.slots import Claim, claim
+from ts_mps.torchserve.attach import environment, prove, take_share, wait_for_daemon
+from ts_mps.torchserve.failures import WorkerFailure, record_failure
+
+#: TorchServe's load result for "out of resources"; the frontend then reports the worker as failed and backs off.
+OUT_OF_RESOURCES = 507
+
+
+class Worker(stock.TorchModelServiceWorker):  # type: ignore[misc]
+    """TorchServe's worker, which takes its slot before it loads and proves itself before it serves."""
+
+    def __init__(self, home: Home, instance: InstancePaths, arguments: Any) -> None:
+        super().__init__(
+            arguments.sock_type,
+            arguments.sock_name,
+            arguments.host,
+            arguments.port,
+            arguments.metrics_config,
+            arguments.async_comm,
+        )
+        self._home = home
+        self._instance = instance
+        self._claim: Claim | None = None
+
+    def load_model(self, load_model_request: dict[str, Any]) -> tuple[Any, str, int]:
+        """Claim, attach, load with TorchServe's own code, prove.
+
+        Returns:
+            The service, a message and a code, as TorchServe's own; 507 and our sentence where the worker is refused.
+
+        Raises:
+            Exception: Whatever the handler raised; TorchServe's own loop ends the process on it.
+        """
+        model = load_model_request["modelName"].decode()
+        version = _model_version(Path(load_model_request["modelPath"].decode()))
+        errors = _LoadErrors()
+        logging.getLogger().addHandler(errors)
+        try:
+            service, message, code = self._attach_and_load(model, version, load_model_request)
+        except TsMpsError as error:
+            logging.error("%s", error)
+            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, str(error), ""))
+            return None, str(error), OUT_OF_RESOURCES
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            failure = WorkerFailure(os.getpid(), model, version, what, traceback.format_exc())
+            record_failure(self._instance, failure)
+            raise
+        finally:
+            logging.getLogger().removeHandler(errors)
+        if code != 200:
+            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, errors.what, errors.traceback))
+        return service, message, code
+
+    def _attach_and_load(
+        self, model: str, version: str | None, load_model_request: dict[str, Any]
+    ) -> tuple[Any, str, int]:
+        plan = Plan.from_json(read_json(self._instance.plan) or {})
+        on_gpu = "gpu" in load_model_request and bool(plan.gpus)
+        self._claim = claim(self._home, self._instance, plan, model, version, on_gpu=on_gpu, socket=str(self.sock_name))
+        slot = self._claim.record.slot
+        gpu = plan.gpu(slot.gpu) if slot.gpu else None
+        control = Control(Path(gpu.pipe)) if gpu and gpu.pipe else None
+        take_share(slot, environment(slot, gpu, self._instance.no_mps))
+        if gpu is not None:
+            # CUDA shows the handler exactly one device, its slot's.
+            load_model_request["gpu"] = 0
+        if gpu is not None and control is not None:
+            wait_for_daemon(gpu, control)
+        service, message, code = super().load_model(load_model_request)
+        if code == 200:
+            self._claim.ready(prove(gpu, control, model) if gpu is not None and control is not None else None)
+            if not self.async_comm:
+                _count_batches(service, self._claim)
+        return service, message, code
+
+
+def _count_batches(service: Any, held: Claim) -> None:
+    """Let a stop see whether this worker is inside a batch, at the price of two stores into a shared page."""
+    predict = service.predict
+    activity = held.activity
+
+    def counted(batch: Any) -> Any:
+        activity.begin()
+        try:
+            return predict(batch)
+        finally:
+            activity.end()
+
+    service.predict = counted
+
+
+class _LoadErrors(logging.Handler):
+    """Keeps the traceback that TorchServe logs for a RuntimeError at load before it turns it into a bare code."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.what = "TorchServe could not load the model"
+        self.traceback = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1] is not None:
+            self.what = f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
+            self.traceback = "".join(traceback.format_exception(*record.exc_info))
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    """Drop the one line that TorchServe's worker prints for every batch."""
+    return not record.msg.startswith("Backend received inference at")
+
+
+def _model_version(model_dir: Path) -> str | None:
+    """The archive's version: the LOAD message does not carry it."""
+    manifest = read_json(model_dir / "MAR-INF" / "MANIFEST.json") or {}
+    version = manifest.get("model", {}).get("modelVersion")
+    return str(version) if version is not None else None
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the ``__main__`` block of ts/model_service_worker.py does, with :class:`Worker`.
+
+    Returns:
+        1, as TorchServe's own worker, which only ever ends by failing or by being disconnected (exit status 0).
+    """
+    home, name, _, *rest = arguments
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+    logging.getLogger().handlers[0].addFilter(_quiet)
+    instance = Home(Path(home)).instance(name)
+    parsed = ArgParser.model_service_worker_args().parse_args(rest)
+    try:
+        Worker(Home(Path(home)), instance, parsed).run_server()
+    except TimeoutError:
+        logging.error("Backend worker did not receive connection in: %d", stock.SOCKET_ACCEPT_TIMEOUT)
+    except Exception:
+        logging.exception("Backend worker process died.")
+    finally:
+        if parsed.sock_type == "unix" and parsed.sock_name:
+            Path(parsed.sock_name).unlink(missing_ok=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
