@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,11 @@ from ts_mps.guardian.status import RESULT_VERSION, Status, WorkerStatus
 
 _OUT = Console(highlight=False, soft_wrap=True)
 _ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def err_console() -> Console:
+    """The console on stderr, for a progress display."""
+    return _ERR
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -122,8 +126,3 @@ def _worker_table(workers: tuple[WorkerStatus, ...]) -> Table:
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def to_stderr(text: str) -> None:
-    """Plain text on stderr."""
-    print(text, file=sys.stderr, flush=True)

@@ -34,15 +34,17 @@ def main(arguments: Sequence[str]) -> int:
     return stop_instance(home_of(parsed), parsed.name, parsed.drain_timeout, parsed.json)
 
 
-def stop_instance(home: Home, name: str, drain: float | None, as_json: bool) -> int:
+def stop_instance(home: Home, name: str, drain: float | None, as_json: bool, *, quiet: bool = False) -> int:
     """Stop and say what was done.
 
     Raises:
         TsMpsError: Something is left.
     """
-    result = stop(home, home.instance(name), drain, progress())
+    result = stop(home, home.instance(name), drain, (lambda text: None) if quiet else progress())
     if result.left:
         raise TsMpsError(f"Instance {name} was stopped, but not everything is gone.", details="\n".join(result.left))
+    if quiet:
+        return 0
     if as_json:
         print_json({"version": RESULT_VERSION, **asdict(result)})
     elif result.was_running:
