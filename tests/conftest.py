@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from serving import Serving
 from support import SIMULATOR, mps_processes, simulated_gpu, why_no_gpu
 
 
@@ -42,6 +43,22 @@ def simulator(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", _simulated_nvml())
     return dict(os.environ)
+
+
+@pytest.fixture
+def serving(short_dir: Path) -> Iterator[Serving]:
+    """`ts-mps` and TorchServe in a folder of their own; whatever a test leaves running is killed."""
+    here = Serving(short_dir, dict(os.environ))
+    yield here
+    here.kill_everything()
+
+
+@pytest.fixture
+def simulated(short_dir: Path, simulator: dict[str, str]) -> Iterator[Serving]:
+    """The same on a simulated GPU."""
+    here = Serving(short_dir, simulator)
+    yield here
+    here.kill_everything()
 
 
 def _simulated_nvml() -> ModuleType:

@@ -134,9 +134,7 @@ def _check_failures(found: tuple[WorkerFailure, ...]) -> None:
     version = f" (version {first.version})" if first.version else ""
     raise NotReadyError(
         f"A worker of model {first.model}{version} did not load: {first.what}",
-        "Its traceback is below; the start was ended at once instead of letting TorchServe try for minutes."
-        if first.traceback
-        else "",
+        "The start was ended at once instead of letting TorchServe try again for minutes.",
         "\n".join(first.traceback.splitlines()[-20:]),
     )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ LOG_VARIABLE = "CUDA_MPS_LOG_DIRECTORY"
 PROTOCOL = {"CUDA_MPS_PROTOCOL_VERSION": "2"}
 
 _NOT_FOUND = "Cannot find MPS control daemon process"
+#: A daemon serves one front-end at a time and sends the next one away (seen with nine that asked without pause, on
+#: binary version 13000: three of five calls). The command has not reached it, so it may be sent again.
+_BUSY = "Cannot send command to MPS control daemon process"
 _GPU_UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -93,25 +98,37 @@ class Control:
             UnexpectedAnswer: The daemon does not know the command, or the front-end failed.
         """
         limit = self.timeout + wait
+        deadline = time.monotonic() + limit
+        while True:
+            done = self._run(command, max(0.01, deadline - time.monotonic()))
+            if done is None or (_BUSY in done.stderr and time.monotonic() >= deadline):
+                raise DaemonTimeout(
+                    f"The MPS control daemon at {self.pipe} did not answer '{command}' within {limit:g} s."
+                )
+            if _BUSY not in done.stderr:
+                break
+            # Not in step with the others, or all of them would meet again.
+            time.sleep(random.uniform(0.002, 0.02))
+        if _NOT_FOUND in done.stderr:
+            raise DaemonNotFound(f"No MPS control daemon listens at {self.pipe}.")
+        if done.returncode != 0 or done.stdout.startswith("Unknown command"):
+            raise self._unexpected(command, done.stdout + done.stderr)
+        return done.stdout
+
+    def _run(self, command: str, seconds: float) -> subprocess.CompletedProcess[str] | None:
+        """One run of the front-end; None if it takes longer."""
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 [self._binary],
                 input=command + "\n",
                 env=self._environ,
                 capture_output=True,
                 text=True,
                 errors="replace",
-                timeout=limit,
+                timeout=seconds,
             )
-        except subprocess.TimeoutExpired as error:
-            raise DaemonTimeout(
-                f"The MPS control daemon at {self.pipe} did not answer '{command}' within {limit:g} s."
-            ) from error
-        if _NOT_FOUND in done.stderr:
-            raise DaemonNotFound(f"No MPS control daemon listens at {self.pipe}.")
-        if done.returncode != 0 or done.stdout.startswith("Unknown command"):
-            raise self._unexpected(command, done.stdout + done.stderr)
-        return done.stdout
+        except subprocess.TimeoutExpired:
+            return None
 
     def answers(self) -> bool:
         """Whether a daemon listens on the pipe folder and answers in time."""

@@ -21,7 +21,7 @@ class WorkerFailure:
         model: Registered model name.
         version: Model version, if known.
         what: The exception or the refusal, one line.
-        traceback: The worker's traceback; empty for a refusal.
+        traceback: The worker's traceback, or a refusal's details; may be empty.
         time: Seconds since the epoch.
     """
 

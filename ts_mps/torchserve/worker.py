@@ -65,7 +65,7 @@ class Worker(stock.TorchModelServiceWorker):  # type: ignore[misc]
             service, message, code = self._attach_and_load(model, version, load_model_request)
         except TsMpsError as error:
             logging.error("%s", error)
-            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, str(error), ""))
+            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, str(error), error.details))
             return None, str(error), OUT_OF_RESOURCES
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
