@@ -113,7 +113,7 @@ def prepare(arguments: StartArguments, environ: Mapping[str, str], folder: Path)
     inventory = read_inventory()
     gpus = findings.check(lambda: visible_gpus(inventory, config, environ)) or ()
     mps = findings.check(lambda: choose_mps(arguments.mps, inventory, gpus, environ))
-    models = findings.check(lambda: _models(arguments, config, gpus)) or ()
+    models = findings.check(lambda: find_models(arguments, config, gpus)) or ()
     findings.check(lambda: _check_key_file(config, home, paths, folder))
     findings.errors += port_problems(config.resolved)
     findings.stop_if_any()
@@ -128,7 +128,8 @@ def prepare(arguments: StartArguments, environ: Mapping[str, str], folder: Path)
     return Prepared(arguments, home, paths, folder, environ, config, java, inventory, gpus, mps, models, plan, notes)
 
 
-def _models(arguments: StartArguments, config: ServerConfig, gpus: tuple[Gpu, ...]) -> tuple[ModelRequest, ...]:
+def find_models(arguments: StartArguments, config: ServerConfig, gpus: tuple[Gpu, ...]) -> tuple[ModelRequest, ...]:
+    """What TorchServe will load, and how many workers of each."""
     store = arguments.model_store or config.resolved["model_store"]
     machine = Machine(gpus=len(gpus), cpus=os.cpu_count() or 1)
     return requested_models(

@@ -1,0 +1,335 @@
+"""Slots and seats as held files: never more holders than seats, and a dead holder's place is free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ts_mps import slots
+from ts_mps.errors import PlanError
+from ts_mps.paths import Home, InstancePaths
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.slots import Activity, Claim, Proof, busy, claim, seat_holders, workers
+
+GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
+
+
+def make_plan(*where: tuple[str, str | None, int | None], caps: tuple[int | None, ...] = (4,)) -> Plan:
+    """A plan of slots (model, version, position of the GPU), on as many GPUs as there are caps."""
+    gpus = tuple(PlannedGpu(i, GPUS[i], "NVIDIA H200", cap, f"/pipe/{i}") for i, cap in enumerate(caps))
+    return Plan(
+        gpus,
+        tuple(
+            Slot(number, model, version, None if gpu is None else GPUS[gpu], threads=3)
+            for number, (model, version, gpu) in enumerate(where)
+        ),
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return make_home(tmp_path)
+
+
+@pytest.fixture
+def instance(home: Home) -> InstancePaths:
+    return home.instance("default")
+
+
+def make_home(folder: Path) -> Home:
+    here = Home(folder)
+    for name in ("default", "second"):
+        here.instance(name).slots.mkdir(parents=True)
+    for uuid in GPUS:
+        here.gpu(uuid).seats.mkdir(parents=True)
+    return here
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that claimed, and what it got: a slot's number and seat, or the refusal's sentence."""
+
+    pid: int
+    number: int | None
+    seat: int | None
+    gpu: str | None
+    refusal: str
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def start_worker(home: Home, plan: Plan, model: str, name: str = "default", *, on_gpu: bool = True) -> Worker:
+    """Claim in a process of its own, which keeps what it got until it is killed."""
+    heard, said = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            held = claim(home, home.instance(name), plan, model, "1.0", on_gpu=on_gpu, grace=0.0)
+            record = held.record
+            answer = f"{record.slot.number}|{'' if record.seat is None else record.seat}|{record.slot.gpu or ''}|"
+        except PlanError as error:
+            answer = f"|||{error}"
+        os.write(said, answer.encode())
+        os.close(said)
+        signal.pause()
+        os._exit(0)
+    os.close(said)
+    with os.fdopen(heard) as stream:
+        number, seat, gpu, refusal = stream.read().split("|")
+    worker = Worker(pid, int(number) if number else None, int(seat) if seat else None, gpu or None, refusal)
+    if refusal:
+        worker.kill()
+    return worker
+
+
+@pytest.fixture
+def start(home: Home) -> Iterator[object]:
+    started: list[Worker] = []
+
+    def begin(plan: Plan, model: str = "m", name: str = "default", **more: bool) -> Worker:
+        worker = start_worker(home, plan, model, name, **more)
+        if not worker.refusal:
+            started.append(worker)
+        return worker
+
+    yield begin
+    for worker in started:
+        try:
+            worker.kill()
+        except (ProcessLookupError, ChildProcessError):
+            continue
+
+
+class TestClaim:
+    def test_planned_slots_in_order_then_an_extra_one_like_them(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0), ("other", "1.0", 0))
+        held = [claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0) for _ in range(3)]
+        assert [(h.record.slot.number, h.record.planned, h.record.seat) for h in held] == [
+            (0, True, 0),
+            (1, True, 1),
+            (3, False, 2),
+        ]
+        assert held[2].record.slot.threads == 3 and held[2].record.slot.gpu == GPUS[0]
+
+    def test_a_version_has_slots_of_its_own(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "2.0", 0))
+        second = claim(home, instance, plan, "m", "2.0", on_gpu=True, grace=0.0)
+        assert second.record.slot.number == 1
+        other = claim(home, instance, plan, "m", "3.0", on_gpu=True, grace=0.0)
+        assert other.record.slot.number == 0, "a version that was not known beforehand (a URL) takes what is free"
+
+    @pytest.mark.parametrize(("on_gpu", "expected"), [(True, GPUS[1]), (False, None)])
+    def test_an_unplanned_model_goes_to_the_roomiest_gpu_or_to_the_cpu(self, home, instance, on_gpu, expected):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 1), caps=(4, 4))
+        first = claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
+        late = claim(home, instance, plan, "late", "1.0", on_gpu=on_gpu, grace=0.0)
+        assert first.record.slot.gpu == GPUS[0]
+        assert (late.record.slot.model, late.record.slot.gpu, late.record.planned) == ("late", expected, False)
+        assert (late.record.seat is None) == (expected is None)
+
+    def test_an_extra_worker_stays_on_the_gpus_that_its_model_is_planned_on(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), caps=(2, 4))
+        held = [claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0) for _ in range(2)]
+        assert {h.record.slot.gpu for h in held} == {GPUS[0]}
+        with pytest.raises(PlanError):
+            claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
+
+    def test_without_mps_there_are_no_seats(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), caps=(None,))
+        held = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        assert held.record.seat is None and held.record.slot.gpu == GPUS[0]
+        assert seat_holders(home.gpu(GPUS[0])) == ()
+
+    def test_the_refusal_names_gpu_cap_holders_and_remedy_and_keeps_no_slot(self, home, instance):
+        plan = make_plan(*[("m", "1.0", 0)] * 4, caps=(3,))
+        second = home.instance("second")
+        kept: list[Claim] = [
+            claim(home, second, make_plan(("n", "1.0", 0), caps=(3,)), "n", "1.0", on_gpu=True),
+            *(claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0) for _ in range(2)),
+        ]
+        with pytest.raises(PlanError) as refused:
+            claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
+        sentence = str(refused.value)
+        for part in ("GPU 0 (NVIDIA H200, GPU-00000000)", "3 of 3 MPS clients", "2 x m of instance default"):
+            assert part in sentence
+        assert "1 x n of instance second" in sentence and "PUT /models/m?min_worker=N" in sentence
+        kept[0].release()
+        freed = claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
+        assert (freed.record.slot.number, freed.record.seat) == (2, 0)
+
+    def test_extra_slots_have_a_bound(self, home, instance, monkeypatch):
+        monkeypatch.setattr(slots, "EXTRA_SLOTS", 1)
+        plan = make_plan(("m", "1.0", None), caps=())
+        held = [claim(home, instance, plan, "m", "1.0", on_gpu=False, grace=0.0) for _ in range(2)]
+        with pytest.raises(PlanError, match="already has 1 workers beyond its plan"):
+            claim(home, instance, plan, "m", "1.0", on_gpu=False, grace=0.0)
+        assert len(held) == 2
+
+    def test_a_successor_waits_for_its_predecessors_slot(self, home, instance):
+        plan = make_plan(("m", "1.0", 0))
+        dying = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        timer = threading.Timer(0.3, dying.release)
+        timer.start()
+        successor = claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=20.0)
+        timer.join()
+        assert successor.record.planned and successor.record.slot.number == 0
+
+
+class TestProcesses:
+    def test_a_dead_holders_slot_and_seat_are_free(self, start, home, instance):
+        plan = make_plan(("m", "1.0", 0), caps=(1,))
+        first = start(plan)
+        assert (first.number, first.seat) == (0, 0)
+        refused = start(plan)
+        assert "1 of 1 MPS clients" in refused.refusal
+        assert [holder["pid"] for holder in seat_holders(home.gpu(GPUS[0]))] == [first.pid]
+        first.kill()
+        assert seat_holders(home.gpu(GPUS[0])) == () and list(workers(instance)) == []
+        again = start(plan)
+        assert (again.number, again.seat) == (0, 0)
+
+    def test_a_workers_child_does_not_keep_its_slot(self, home, instance):
+        """A handler's own subprocess must not hold the place of a worker that is gone."""
+        plan = make_plan(("m", "1.0", 0))
+        heard, said = os.pipe()
+        worker = os.fork()
+        if worker == 0:
+            claim(home, instance, plan, "m", "1.0", on_gpu=True)
+            child = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
+            os.write(said, str(child).encode())
+            signal.pause()
+        child = int(os.read(heard, 20))
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+        try:
+            assert claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0).record.slot.number == 0
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.close(heard)
+            os.close(said)
+
+    def test_workers_lists_the_living_by_slot(self, start, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0))
+        first, second = start(plan), start(plan)
+        assert [(w.slot.number, w.pid, w.state) for w in workers(instance)] == [
+            (0, first.pid, "loading"),
+            (1, second.pid, "loading"),
+        ]
+        first.kill()
+        assert [w.pid for w in workers(instance)] == [second.pid]
+
+
+class Seats(RuleBasedStateMachine):
+    """Workers of two instances come and are killed, in any order, on two GPUs of few seats."""
+
+    CAPS = (2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="tsm", dir="/tmp"))
+        self.home = make_home(self.folder)
+        self.plan = make_plan(("a", "1.0", 0), ("a", "1.0", 1), ("b", "1.0", 1), caps=self.CAPS)
+        self.living: list[tuple[str, Worker]] = []
+
+    def taken(self) -> Counter[str | None]:
+        return Counter(worker.gpu for _, worker in self.living)
+
+    @rule(model=st.sampled_from(["a", "b", "stranger"]), name=st.sampled_from(["default", "second"]))
+    def comes(self, model: str, name: str) -> None:
+        room = [cap - self.taken()[uuid] for uuid, cap in zip(GPUS, self.CAPS, strict=True)]
+        worker = start_worker(self.home, self.plan, model, name)
+        if worker.refusal:
+            assert min(room) == 0, f"refused with {room} seats free: {worker.refusal}"
+            return
+        self.living.append((name, worker))
+        assert worker.gpu is not None and room[GPUS.index(worker.gpu)] > 0
+
+    @rule(which=st.integers(0, 9))
+    def is_killed(self, which: int) -> None:
+        if self.living:
+            self.living.pop(which % len(self.living))[1].kill()
+
+    @invariant()
+    def never_more_holders_than_seats(self) -> None:
+        for uuid, cap in zip(GPUS, self.CAPS, strict=True):
+            holders = [holder["pid"] for holder in seat_holders(self.home.gpu(uuid))]
+            assert len(holders) <= cap
+            assert sorted(holders) == sorted(worker.pid for _, worker in self.living if worker.gpu == uuid)
+
+    @invariant()
+    def a_slot_has_one_holder_and_a_dead_one_none(self) -> None:
+        for name in ("default", "second"):
+            listed = {record.slot.number: record.pid for record in workers(self.home.instance(name))}
+            mine = [worker for whose, worker in self.living if whose == name]
+            assert listed == {worker.number: worker.pid for worker in mine} and len(listed) == len(mine)
+
+    def teardown(self) -> None:
+        for _, worker in self.living:
+            worker.kill()
+        shutil.rmtree(self.folder)
+
+
+TestSeats = Seats.TestCase
+TestSeats.settings = settings(
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+class TestRecord:
+    def test_ready_keeps_the_proof(self, home, instance):
+        held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True, socket="/tmp/.ts.sock.9000")
+        before = time.time()
+        held.ready(Proof(server=462, time=before))
+        (record,) = workers(instance)
+        assert record == held.record
+        assert (record.state, record.proof, record.pid) == ("ready", Proof(462, before), os.getpid())
+        assert record.since >= before and record.socket == "/tmp/.ts.sock.9000"
+
+    def test_release_ends_the_listing(self, home, instance):
+        held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True)
+        held.release()
+        held.release()
+        assert list(workers(instance)) == [] and seat_holders(home.gpu(GPUS[0])) == ()
+
+
+class TestActivity:
+    def test_busy_between_begin_and_end(self, home, instance):
+        plan = make_plan(("m", "1.0", None), ("m", "1.0", None), caps=())
+        first, second = (claim(home, instance, plan, "m", "1.0", on_gpu=False) for _ in range(2))
+        assert busy(instance) == ()
+        second.activity.begin()
+        assert [worker.slot.number for worker in busy(instance)] == [1]
+        first.activity.begin()
+        second.activity.end()
+        assert [worker.slot.number for worker in busy(instance)] == [0]
+        first.release()
+        assert busy(instance) == (), "one that died inside a batch is not busy"
+
+    def test_another_process_sees_it_at_once(self, tmp_path):
+        page = Activity.create(tmp_path / "page")
+        page.begin()
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if Activity.is_busy(tmp_path / "page") else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    @pytest.mark.parametrize("content", [None, b"", b"short"])
+    def test_no_page_is_not_busy(self, tmp_path, content):
+        if content is not None:
+            (tmp_path / "page").write_bytes(content)
+        assert not Activity.is_busy(tmp_path / "page")
