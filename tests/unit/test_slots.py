@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -210,8 +211,7 @@ class TestProcesses:
         worker = os.fork()
         if worker == 0:
             claim(home, instance, plan, "m", "1.0", on_gpu=True)
-            child = os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "60")
-            os.write(said, str(child).encode())
+            os.write(said, str(subprocess.Popen(["sleep", "60"]).pid).encode())
             signal.pause()
         child = int(os.read(heard, 20))
         os.kill(worker, signal.SIGKILL)

@@ -53,6 +53,10 @@ def main(arguments: Sequence[str]) -> int:
         # Whoever read our output (head, less) has enough; stdout must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except OSError as error:
+        failure = TsMpsError(f"{error.filename or 'A file'}: {error.strerror or error}.", "Check the file system.")
+        print_error(failure, as_json="--json" in rest)
+        return failure.exit_code
 
 
 def run() -> None:

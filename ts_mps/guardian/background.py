@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ts_mps import errors
 from ts_mps.errors import NotReadyError, TsMpsError
 from ts_mps.files import last_lines
-from ts_mps.guardian.loop import Guardian
+from ts_mps.guardian.loop import Guardian, unwritable
 from ts_mps.guardian.prepare import Prepared
 
 
@@ -97,7 +97,9 @@ def _guard(prepared: Prepared, writer: int) -> NoReturn:
         tell(exit=code)
     except TsMpsError as error:
         code = error.exit_code
-        tell(error=error.what, remedy=error.remedy, details=error.details, kind=type(error).__name__)
+        # The nearest class that the parent can look up: parts of ts-mps have errors of their own below these.
+        kind = next(base.__name__ for base in type(error).__mro__ if base.__module__ == errors.__name__)
+        tell(error=error.what, remedy=error.remedy, details=error.details, kind=kind)
     except BaseException as error:
         traceback.print_exc()
         tell(error=f"The guardian failed: {error!r}", remedy="", details=traceback.format_exc(), kind="TsMpsError")
@@ -107,7 +109,10 @@ def _guard(prepared: Prepared, writer: int) -> NoReturn:
 
 def _redirect(prepared: Prepared) -> None:
     """Let go of the terminal: a pipeline such as `ts-mps start | tee log` must end when the start is done."""
-    log = os.open(prepared.paths.guardian_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        log = os.open(prepared.paths.guardian_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise unwritable(prepared, error) from error
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

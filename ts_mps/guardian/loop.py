@@ -27,6 +27,14 @@ LOOK_EVERY = 1.0
 TOLD_TO_END = (0, 130, 143)
 
 
+def unwritable(prepared: Prepared, error: OSError) -> PreflightError:
+    """The sentence for a runtime folder that cannot be written, usually because the disk is full."""
+    return PreflightError(
+        f"The start could not write {error.filename or prepared.paths.root}: {error.strerror}.",
+        f"Make room on the file system of {prepared.home.root}, or choose another with --runtime-dir.",
+    )
+
+
 class Guardian:
     """Starts one instance and keeps it.
 
@@ -52,7 +60,10 @@ class Guardian:
         Raises:
             TsMpsError: The start failed; everything that was started has been stopped again.
         """
-        lock = try_lock(self._prepared.paths.guardian_lock, attempts=5)
+        try:
+            lock = try_lock(self._prepared.paths.guardian_lock, attempts=5)
+        except OSError as error:
+            raise unwritable(self._prepared, error) from error
         if lock is None:
             raise TsMpsError(f"Instance {self._prepared.paths.name} is already being started.")
         try:
@@ -72,11 +83,7 @@ class Guardian:
             self._undo(signals, error.what)
             raise
         except OSError as error:
-            where = error.filename or self._prepared.paths.root
-            failure = PreflightError(
-                f"The start could not write {where}: {error.strerror}.",
-                f"Make room on the file system of {self._prepared.home.root}, or choose another with --runtime-dir.",
-            )
+            failure = unwritable(self._prepared, error)
             self._undo(signals, failure.what)
             raise failure from error
         ready()

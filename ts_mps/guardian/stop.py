@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ts_mps.errors import TsMpsError
@@ -68,7 +69,8 @@ def stop(home: Home, paths: InstancePaths, drain: float | None, report: Callable
 
 
 def _by_guardian(paths: InstancePaths, guardian: ProcessId | None, drain: float, report: Callable[[str], None]) -> None:
-    write_json(paths.stop_request, {"drain_timeout": drain})
+    with suppress(OSError):  # on a full disk the guardian drains for as long as its start said
+        write_json(paths.stop_request, {"drain_timeout": drain})
     if guardian is None or not guardian.alive():
         # The lock is held by one that has not written its state yet.
         raise TsMpsError(f"Instance {paths.name} is just being started or stopped by somebody else.", "Try again.")

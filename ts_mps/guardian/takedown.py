@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ts_mps.errors import TsMpsError
@@ -55,7 +56,7 @@ def take_down(
         What could not be ended, one sentence each; empty when nothing is left.
     """
     left: list[str] = []
-    state.to("stopping").save(paths)
+    _note(state.to("stopping"), paths)
     if state.java is not None and state.java.alive():
         _drain(paths, state, drain, report, hurry)
         _end_busy_clients(paths, state)
@@ -66,8 +67,14 @@ def take_down(
         left += _release(home, paths, gpu, leases.get(gpu.uuid), report)
     left += _survivors(home, paths, state)
     _remove_files(paths, state)
-    state.to("failed" if state.error else "stopped").save(paths)
+    _note(state.to("failed" if state.error else "stopped"), paths)
     return tuple(left)
+
+
+def _note(state: State, paths: InstancePaths) -> None:
+    """Save the state if that can be done: a full disk must not keep anything running."""
+    with suppress(OSError):
+        state.save(paths)
 
 
 def _drain(paths: InstancePaths, state: State, seconds: float, report: Report, hurry: Callable[[], bool]) -> None:
@@ -134,7 +141,7 @@ def _release(home: Home, paths: InstancePaths, gpu: GpuState, lease: Lease | Non
         else:
             done = release_left_behind(home.gpu(gpu.uuid), gpu.uuid, paths.name, QUIT_SECONDS)
             report(f"GPU {gpu.index}: {done}")
-    except TsMpsError as error:
+    except (TsMpsError, OSError) as error:
         return [str(error)]
     return []
 

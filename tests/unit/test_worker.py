@@ -1,0 +1,253 @@
+"""The worker's LOAD step on TorchServe's own loader, and the script through which TorchServe starts a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ts import model_service_worker as stock
+from ts.arg_parser import ArgParser
+
+from ts_mps.files import write_json
+from ts_mps.paths import Home, InstancePaths
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.slots import busy, claim, workers
+from ts_mps.torchserve import worker as module
+from ts_mps.torchserve.attach import environment
+from ts_mps.torchserve.config import DATA
+from ts_mps.torchserve.failures import KEPT, WorkerFailure, failures, record_failure
+from ts_mps.torchserve.worker import OUT_OF_RESOURCES, Worker
+from ts_mps.torchserve.wrapper import wrapper_script
+
+UUID = "GPU-00000000-0000-4000-8000-000000000000"
+
+HANDLER = """
+class Handler:
+    def initialize(self, context):
+        {body}
+
+    def handle(self, data, context):
+        return data
+"""
+
+
+@pytest.fixture
+def home(short_dir: Path) -> Home:
+    home = Home(short_dir / "home")
+    home.instance("default").slots.mkdir(parents=True)
+    home.gpu(UUID).seats.mkdir(parents=True)
+    return home
+
+
+@pytest.fixture
+def instance(home: Home) -> InstancePaths:
+    return home.instance("default")
+
+
+def write_plan(instance: InstancePaths, *, workers: int = 1, cap: int | None = None, gpu: bool = False) -> Plan:
+    gpus = (PlannedGpu(0, UUID, "NVIDIA H200", cap),) if gpu else ()
+    uuid = UUID if gpu else None
+    plan = Plan(gpus, tuple(Slot(number, "m", "1.0", uuid, threads=1) for number in range(workers)))
+    write_json(instance.plan, plan.as_json())
+    return plan
+
+
+@pytest.fixture
+def worker(home: Home, instance: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[Worker]:
+    """A worker as TorchServe starts it, up to the LOAD message; it notes its share instead of taking it."""
+    taken: list[object] = []
+    monkeypatch.setattr(module, "take_share", lambda slot, variables: taken.append((slot.number, variables)))
+    socket, metrics = str(short_dir / ".ts.sock.9000"), str(DATA / "metrics.yaml")
+    words = ["--sock-type", "unix", "--sock-name", socket, "--metrics-config", metrics]
+    made = Worker(home, instance, ArgParser.model_service_worker_args().parse_args(words))
+    made.taken = taken
+    yield made
+    made.sock.close()
+
+
+@pytest.fixture
+def message(short_dir: Path, monkeypatch):
+    """TorchServe's LOAD message for a handler with this body of its initialize."""
+
+    def make(body: str, **more: object) -> dict[str, object]:
+        folder = short_dir / "model"
+        (folder / "MAR-INF").mkdir(parents=True)
+        manifest = {"model": {"modelName": "m", "modelVersion": "1.0", "handler": "x.py"}}
+        (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(manifest))
+        name = f"handler_{short_dir.name}"  # a module's name is imported once in a process
+        (folder / f"{name}.py").write_text(HANDLER.format(body=body))
+        monkeypatch.syspath_prepend(folder)
+        return {
+            "modelPath": str(folder).encode(),
+            "modelName": b"m",
+            "handler": f"{name}.py".encode(),
+            "batchSize": b"1",
+            **more,
+        }
+
+    return make
+
+
+class TestLoad:
+    def test_a_handler_is_loaded_in_its_slot(self, worker, instance, message):
+        write_plan(instance)
+        service, text, code = worker.load_model(message("self.ready = True"))
+        assert (text, code) == ("loaded model m", 200)
+        assert service.context.model_name == "m"
+        (record,) = workers(instance)
+        assert (record.state, record.slot.number, record.slot.version) == ("ready", 0, "1.0")
+        assert record.socket == worker.sock_name
+        assert failures(instance) == ()
+
+    def test_on_a_gpu_the_handler_is_given_device_0_and_the_slots_environment(self, worker, instance, message):
+        plan = write_plan(instance, gpu=True)
+        request = message("self.gpu = context.system_properties['gpu_id']", gpu=5)
+        service, _, code = worker.load_model(request)
+        assert code == 200
+        assert service.context.system_properties["gpu_id"] == 0
+        assert worker.taken == [(0, environment(plan.slots[0], plan.gpus[0], instance.no_mps))]
+
+    def test_the_share_is_taken_before_the_handler_is_imported(self, worker, instance, message, monkeypatch):
+        write_plan(instance)
+        monkeypatch.setattr(module, "take_share", lambda *_: (_ for _ in ()).throw(ValueError("not yet imported")))
+        request = message("pass")
+        with pytest.raises(ValueError, match="not yet imported"):
+            worker.load_model(request)
+        assert Path(request["handler"].decode()).stem not in sys.modules
+
+    def test_a_refusal_is_507_with_our_sentence(self, worker, home, instance, message, monkeypatch):
+        plan = write_plan(instance, workers=2, cap=1, gpu=True)
+        held = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        monkeypatch.setattr(module, "claim", lambda *words, **named: claim(*words, **named, grace=0.0))
+        request = message("pass", gpu=0)
+        service, text, code = worker.load_model(request)
+        assert (service, code) == (None, OUT_OF_RESOURCES)
+        assert "already has 1 of 1 MPS clients" in text and "refused before it touched CUDA" in text
+        (failure,) = failures(instance)
+        assert (failure.what, failure.traceback, failure.pid) == (text, "", os.getpid())
+        assert worker.taken == [] and Path(request["handler"].decode()).stem not in sys.modules
+        assert [record.slot.number for record in workers(instance)] == [held.record.slot.number]
+
+    def test_a_value_error_is_recorded_and_ends_the_worker_as_in_torchserve(self, worker, instance, message):
+        write_plan(instance)
+        with pytest.raises(ValueError, match="wrong weights"):
+            worker.load_model(message("raise ValueError('wrong weights')"))
+        (failure,) = failures(instance)
+        assert (failure.model, failure.version) == ("m", "1.0")
+        assert failure.what == "ValueError: wrong weights"
+        assert "in initialize" in failure.traceback
+
+    @pytest.mark.parametrize(("text", "code"), [("no such layer", 500), ("CUDA out of memory", 507)])
+    def test_a_runtime_error_that_torchserve_swallows_is_recorded_too(self, worker, instance, message, text, code):
+        write_plan(instance)
+        assert worker.load_model(message(f"raise RuntimeError('{text}')"))[2] == code
+        (failure,) = failures(instance)
+        assert failure.what == f"RuntimeError: {text}"
+        assert "in initialize" in failure.traceback
+
+    def test_without_a_plan_the_reason_is_recorded(self, worker, instance, message):
+        with pytest.raises(ValueError, match="a plan of version None"):
+            worker.load_model(message("pass"))
+        assert "a plan of version None" in failures(instance)[0].what
+
+
+class TestActivity:
+    def service(self, worker, instance, monkeypatch, predict):
+        write_plan(instance)
+        loaded = (SimpleNamespace(predict=predict), "loaded", 200)
+        monkeypatch.setattr(stock.TorchModelServiceWorker, "load_model", lambda *_: loaded)
+        service, _, _ = worker.load_model({"modelName": b"m", "modelPath": b"/none"})
+        return service
+
+    def test_a_worker_is_busy_inside_a_batch_only(self, worker, instance, monkeypatch):
+        def predict(batch):
+            return [len(busy(instance)), batch]
+
+        service = self.service(worker, instance, monkeypatch, predict)
+        assert busy(instance) == ()
+        assert service.predict("batch") == [1, "batch"]
+        assert busy(instance) == ()
+
+    def test_a_batch_that_raises_ends_too(self, worker, instance, monkeypatch):
+        def predict(batch):
+            raise KeyError(batch)
+
+        service = self.service(worker, instance, monkeypatch, predict)
+        with pytest.raises(KeyError, match="batch"):
+            service.predict("batch")
+        assert busy(instance) == ()
+
+    def test_with_async_comm_predict_stays_torchserves(self, worker, instance, monkeypatch):
+        worker.async_comm = True
+
+        def predict(batch):
+            return batch
+
+        assert self.service(worker, instance, monkeypatch, predict).predict is predict
+
+
+class TestFailures:
+    def test_the_newest_are_kept_oldest_first(self, instance):
+        for number in range(KEPT + 5):
+            record_failure(instance, WorkerFailure(number, "m", None, "what", "", time=1000.0 + number))
+        kept = failures(instance)
+        assert [failure.pid for failure in kept] == list(range(5, KEPT + 5))
+        assert [failure.pid for failure in failures(instance, since=1000.0 + KEPT + 4)] == [KEPT + 4]
+
+    def test_there_are_none_before_the_first(self, instance):
+        assert failures(instance) == ()
+
+
+#: Says what it was called with and its pid, in place of an interpreter.
+FAKE_PYTHON = """#!/bin/sh
+printf '%s\\n' $$ "$@"
+"""
+
+
+class TestWrapper:
+    @pytest.fixture(params=["plain", "with blank", "$HOME", "it's", 'quote"s', "`id`", "a;b&c"])
+    def script(self, request, short_dir: Path):
+        """The script of a runtime folder and an interpreter with such a name."""
+        folder = short_dir / request.param
+        folder.mkdir()
+        python = folder / "python"
+        python.write_text(FAKE_PYTHON)
+        home = Home(folder)
+        path = folder / "worker-python"
+        path.write_text(wrapper_script(str(python), home, home.instance("default")))
+        for file in (python, path):
+            file.chmod(0o700)
+        return path
+
+    def run(self, script: Path, *words: str) -> tuple[int, list[str]]:
+        with subprocess.Popen([script, *words], stdout=subprocess.PIPE, text=True) as process:
+            output, _ = process.communicate(timeout=30)
+        assert process.returncode == 0
+        pid, *lines = output.splitlines()
+        assert int(pid) == process.pid, "TorchServe kills a worker by the pid that it started"
+        return process.pid, lines
+
+    def test_a_worker_becomes_ours(self, script):
+        words = ["--sock-type", "unix", "--sock-name", "/tmp/a b/.ts.sock.9000"]
+        _, lines = self.run(script, "/site packages/ts/model_service_worker.py", *words)
+        assert lines == ["-m", "ts_mps.torchserve.worker", str(script.parent), "default", "--", *words]
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["-m", "pip", "install", "-r", "a b.txt"],
+            ["/x/ts_mps/torchserve/metrics.py", "--gpus", "GPU-1", "0"],
+            ["-c", "print('$HOME')"],
+            ["/x/model_service_worker.py.bak"],
+            [],
+        ],
+        ids=" ".join,
+    )
+    def test_everything_else_goes_straight_to_the_interpreter(self, script, words):
+        assert self.run(script, *words)[1] == words
