@@ -18,7 +18,10 @@ class TsMpsError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
-    meaning: ClassVar[str] = "TorchServe's own 1: a flag names a missing file or folder, or a server is already running"
+    meaning: ClassVar[str] = (
+        "TorchServe's own 1: a flag names a missing file or folder, or a server is already running; with --foreground "
+        "also java that ended by itself"
+    )
 
     def __init__(self, what: str, remedy: str = "", details: str = "") -> None:
         super().__init__(what)

@@ -58,7 +58,7 @@ class WorkerStatus:
         gpu: NVML index of its GPU; None on the CPU.
         slot: Number of its slot; None for a worker that has none (yet).
         planned: Whether the slot is of the plan.
-        state: TorchServe's word (READY, LOADING, ...), else the slot's.
+        state: "READY" once TorchServe says so, else "LOADING".
         attached: Whether its pid stands in the client list right now; None where MPS is off.
         since: When it became ready, seconds since the epoch; None while it loads.
     """
@@ -199,7 +199,13 @@ def _workers(
     state: State, models: tuple[ModelStatus, ...], slots: tuple[WorkerRecord, ...], clients: set[int]
 ) -> tuple[WorkerStatus, ...]:
     """Workers of slots and of TorchServe's descriptions, joined by pid."""
-    said = {worker.pid: (model, worker.status) for model in models for worker in model.workers if worker.pid}
+    said = {
+        # TorchServe calls every worker UNLOADING that is not READY, one that loads for the first time included.
+        worker.pid: (model, "READY" if worker.ready else "LOADING")
+        for model in models
+        for worker in model.workers
+        if worker.pid > 0
+    }
     index = {gpu.uuid: gpu.index for gpu in state.gpus}
     rows = []
     for record in slots:
