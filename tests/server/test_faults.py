@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,7 +119,7 @@ class TestMachine:
         assert "could not write" in done.stderr and "Make room" in done.stderr
         assert serving.left() == []
 
-    @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
+    @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mount"), reason="needs root and mount")
     def test_disk_full_in_the_middle_of_a_start(self, serving):
         serving.archive("echo", ECHO)
         root = serving.home.root
@@ -146,6 +147,23 @@ class TestMachine:
         refused(serving, done, 3, "is too long", "107")
         (serving.folder / "link").symlink_to(serving.folder)
         refused(serving, serving.start("--runtime-dir", str(serving.folder / "link")), 3, "is a symbolic link")
+
+    def test_runtime_folder_open_to_others_or_no_folder(self, serving):
+        folder = serving.folder / "open"
+        folder.mkdir()
+        folder.chmod(0o777)
+        refused(serving, serving.start("--runtime-dir", str(folder)), 3, "open to other users", f"chmod 700 {folder}")
+        (serving.folder / "file").touch(0o600)
+        refused(serving, serving.start("--runtime-dir", str(serving.folder / "file")), 3, str(serving.folder / "file"))
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+    def test_runtime_folder_of_another_user(self, serving):
+        folder = serving.folder / "theirs"
+        folder.mkdir(mode=0o700)
+        os.chown(folder, 12345, 12345)
+        done = serving.start("--runtime-dir", str(folder))
+        refused(serving, done, 3, "belongs to user 12345, not to you", "--runtime-dir or TS_MPS_HOME")
+        assert list(folder.iterdir()) == []
 
 
 class TestMps:

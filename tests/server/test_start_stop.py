@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,8 +204,9 @@ class TestForeground:
         assert serving.left() == []
 
     def test_as_pid_1_it_reaps_orphans_and_forwards_sigterm(self, serving):
-        if os.getuid() != 0 or subprocess.run(["unshare", "-pf", "true"], check=False).returncode != 0:
-            pytest.skip("a PID namespace needs root and the right to unshare")
+        tools = shutil.which("unshare") and shutil.which("nsenter")
+        if os.getuid() != 0 or not tools or subprocess.run(["unshare", "-pf", "true"], check=False).returncode != 0:
+            pytest.skip("a PID namespace needs root, util-linux and the right to unshare")
         serving.archive("echo", ECHO)
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         command = serving.start_command("--models", "echo.mar", "--foreground")

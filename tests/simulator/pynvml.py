@@ -15,6 +15,7 @@ from types import SimpleNamespace
 NVML_COMPUTEMODE_DEFAULT = 0
 NVML_COMPUTEMODE_EXCLUSIVE_PROCESS = 3
 NVML_DEVICE_MIG_ENABLE = 1
+nvmlMemory_v2 = 0x02000028
 
 
 class NVMLError(Exception):
@@ -105,7 +106,11 @@ def nvmlDeviceGetCudaComputeCapability(gpu):
     return tuple(gpu["compute_capability"])
 
 
-def nvmlDeviceGetMemoryInfo(gpu):
+def nvmlDeviceGetIndex(gpu):
+    return [other["uuid"] for other in _gpus()].index(gpu["uuid"])
+
+
+def nvmlDeviceGetMemoryInfo(gpu, version=None):
     total, free = gpu["memory_total"], gpu["memory_free"]
     return SimpleNamespace(total=total, free=free, used=total - free)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from serving import free_ports
 
 from ts_mps.errors import PreflightError
 from ts_mps.torchserve.addresses import Address, listeners
@@ -17,12 +18,7 @@ from ts_mps.torchserve.ports import busy_ports, port_problems
 @pytest.fixture
 def settings() -> dict[str, str]:
     """Five free ports."""
-    sockets = [socket.socket() for _ in range(5)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = free_ports(5)
     names = ["inference", "management", "metrics"]
     rest = {f"{name}_address": f"http://127.0.0.1:{port}" for name, port in zip(names, ports, strict=False)}
     return {**rest, "grpc_inference_port": str(ports[3]), "grpc_management_port": str(ports[4])}

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.help:
         parser().print_help()
         return 0
-    findings = examine(parsed, os.environ)
+    findings = examine(parsed, os.environ, Path.cwd())
     errors = [finding for finding in findings if finding.level == "error"]
     if parsed.json:
         print_json({"version": RESULT_VERSION, "ok": not errors, "findings": [asdict(f) for f in findings]})
@@ -46,5 +47,6 @@ def main(arguments: Sequence[str]) -> int:
             if finding.remedy:
                 show(f"{'':7} {'':<{width}}  [dim]-> {escape(finding.remedy)}[/]")
         warnings = sum(1 for finding in findings if finding.level == "warning")
-        show("", f"{len(findings)} checks: {len(errors)} error(s), {warnings} warning(s).")
+        verdict = "correct the errors before a start" if errors else "no check failed"
+        show("", f"{len(findings)} findings: {len(errors)} error(s), {warnings} warning(s); {verdict}.")
     return PreflightError.exit_code if errors else 0

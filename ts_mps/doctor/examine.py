@@ -2,41 +2,102 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from ts_mps.doctor.findings import Finding, Findings
-from ts_mps.doctor.machine import check_foreign_mps, check_gpus, check_java, check_limits, check_python
-from ts_mps.doctor.server import check_config, check_ports, check_security, check_start
-from ts_mps.guardian.prepare import find_models
-from ts_mps.paths import resolve_home
+from ts_mps.doctor.gpus import check_exclusive, check_gpus
+from ts_mps.doctor.machine import check_home, check_java, check_limits, check_python
+from ts_mps.doctor.neighbours import check_foreign_mps
+from ts_mps.doctor.server import check_config, check_files, check_instance, check_ports, check_security
+from ts_mps.gpu.inventory import Gpu
+from ts_mps.guardian.choice import MpsChoice, check_manageable
+from ts_mps.guardian.planning import make_plan
+from ts_mps.guardian.prepare import check_key_file, find_models
+from ts_mps.paths import Home
+from ts_mps.plan.model import Plan
 from ts_mps.torchserve.arguments import StartArguments
+from ts_mps.torchserve.models import ModelRequest
+from ts_mps.torchserve.server_config import ServerConfig
 
 
-def examine(arguments: StartArguments, environ: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Look at everything that a start with these arguments would meet."""
+def examine(arguments: StartArguments, environ: Mapping[str, str], folder: Path) -> tuple[Finding, ...]:
+    """Look at everything that a start with these arguments would meet.
+
+    Args:
+        arguments: What the start would be asked for.
+        environ: Environment of the caller.
+        folder: The working folder, from which the start would be made.
+
+    Raises:
+        UsageError: ``--name`` is no name.
+    """
     found = Findings()
     check_python(found)
     check_java(found, environ)
-    home = found.attempt(
-        "runtime folder",
-        lambda: resolve_home(arguments.runtime_dir, environ, create=False),
-        lambda home: f"{home.root}: short enough for MPS sockets, and nobody else's.",
-    )
+    home = check_home(found, arguments, environ)
+    running = home is not None and check_instance(found, arguments, home)
+    store = check_files(found, arguments, environ)
     config = check_config(found, arguments, environ)
-    if home is not None:
-        check_start(found, arguments, home, environ)
-    if config is not None:
-        gpus, _ = check_gpus(found, arguments.mps, config, environ)
-        if config.resolved.get("model_store"):
+    if config is None:
+        found.warn(
+            "not checked",
+            "GPUs, models, ports and addresses were not looked at, because they depend on the configuration.",
+            "Correct the configuration, then run ts-mps doctor again.",
+        )
+    else:
+        gpus, mps = check_gpus(found, arguments.mps, config, environ)
+        if mps is not None and mps.on:
+            check_exclusive(found, arguments, gpus, mps)
+            check_foreign_mps(found, home, gpus, mps, environ)
+        if store:
+            _models_and_plan(found, arguments, config, home, gpus, mps, environ)
+        check_ports(found, config, running)
+        check_security(found, config)
+        if home is not None and config.token_auth:
+            paths = home.instance(arguments.name)
             found.attempt(
-                "models",
-                lambda: find_models(arguments, config, gpus),
-                lambda models: (
-                    "; ".join(f"{m.name} {m.version}: {m.workers} worker(s)" for m in models) or "None asked for."
-                ),
+                "token keys",
+                lambda: check_key_file(config, home, paths, folder),
+                lambda _: f"TorchServe's keys go to {folder / 'key_file.json'}, which no other instance here uses.",
             )
-        check_ports(found, config)
-        check_security(found, arguments, config)
-    check_foreign_mps(found, environ)
     check_limits(found, environ)
     return tuple(found.all)
+
+
+def _models_and_plan(
+    found: Findings,
+    arguments: StartArguments,
+    config: ServerConfig,
+    home: Home | None,
+    gpus: tuple[Gpu, ...],
+    mps: MpsChoice | None,
+    environ: Mapping[str, str],
+) -> None:
+    """Every archive that would be loaded, and whether the workers find room."""
+    models = found.attempt("models", lambda: find_models(arguments, config, gpus), _described)
+    if not models or mps is None or home is None:
+        return
+
+    def plan() -> Plan:
+        check_manageable(models, config, mps)
+        return make_plan(gpus, models, mps, arguments, home, environ)
+
+    found.attempt("plan", plan, _placed)
+
+
+def _described(models: tuple[ModelRequest, ...]) -> str:
+    if not models:
+        return "None is loaded at the start."
+    return "; ".join(f"{' '.join(filter(None, (m.name, m.version)))}: {m.workers} worker(s)" for m in models)
+
+
+def _placed(plan: Plan) -> str:
+    counts = Counter(slot.gpu for slot in plan.slots)
+    places = [
+        f"{counts[gpu.uuid]} worker(s) on GPU {gpu.index}" + (f", which takes {gpu.cap} MPS clients" if gpu.cap else "")
+        for gpu in plan.gpus
+        if counts[gpu.uuid]
+    ]
+    return "; ".join([*places, *([f"{counts[None]} worker(s) on the CPU"] if counts[None] else [])]) + "."

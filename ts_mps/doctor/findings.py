@@ -18,7 +18,8 @@ class Finding:
 
     Attributes:
         check: What was looked at, in a word or two.
-        level: "ok", "warning" (a start goes on) or "error" (a start would fail).
+        level: "ok", "warning" (a start goes on) or "error" (a start would fail, or its
+            management API would be open to everybody).
         what: What was found, a sentence.
         remedy: What to do; empty where nothing is to be done.
     """

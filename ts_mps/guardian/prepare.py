@@ -114,7 +114,7 @@ def prepare(arguments: StartArguments, environ: Mapping[str, str], folder: Path)
     gpus = findings.check(lambda: visible_gpus(inventory, config, environ)) or ()
     mps = findings.check(lambda: choose_mps(arguments.mps, inventory, gpus, environ))
     models = findings.check(lambda: find_models(arguments, config, gpus)) or ()
-    findings.check(lambda: _check_key_file(config, home, paths, folder))
+    findings.check(lambda: check_key_file(config, home, paths, folder))
     findings.errors += port_problems(config.resolved)
     findings.stop_if_any()
     assert java is not None and mps is not None  # nothing was found, so both are there
@@ -185,8 +185,12 @@ def _name(paths: InstancePaths) -> str:
     return "" if paths.name == "default" else f" --name {paths.name}"
 
 
-def _check_key_file(config: ServerConfig, home: Home, paths: InstancePaths, folder: Path) -> None:
-    """Two servers with token authorisation in one folder would overwrite each other's key file."""
+def check_key_file(config: ServerConfig, home: Home, paths: InstancePaths, folder: Path) -> None:
+    """Two servers with token authorisation in one folder would overwrite each other's key file.
+
+    Raises:
+        PreflightError: Another instance that runs keeps its keys there.
+    """
     if not config.token_auth:
         return
     key_file = str(folder / "key_file.json")

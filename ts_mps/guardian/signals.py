@@ -24,17 +24,18 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """While entered, the signals of :data:`WAITED_FOR` are noted by the interpreter in a socket that we wait on.
+    """While entered, the signals of :data:`WAITED_FOR` are noted in a list, and a socket that we wait on wakes us.
 
     Works for PID 1 of a container too, for which the kernel ignores every signal that has no handler.
     """
 
     def __enter__(self) -> Signals:
+        self._ending: list[int] = []
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         # The interpreter writes a signal's number only for signals that have a Python handler.
-        self._before: dict[int, Any] = {number: signal.signal(number, _noted) for number in WAITED_FOR}
+        self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in WAITED_FOR}
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         return self
 
@@ -50,10 +51,12 @@ class Signals:
     def wait(self, seconds: float) -> tuple[int, ...]:
         """Sleep until a signal comes, ``seconds`` at the longest; the ending signals that came, oldest first."""
         select.select([self._reader], [], [], seconds)
-        numbers = b""
         with contextlib.suppress(BlockingIOError):
-            numbers = self._reader.recv(256)
-        return tuple(number for number in numbers if number in ENDING)
+            while self._reader.recv(4096):
+                pass
+        ending = self._ending
+        self._ending = []
+        return tuple(ending)
 
     def check(self, seconds: float = 0.0) -> None:
         """Like :meth:`wait`, for the time of a start.
@@ -65,6 +68,7 @@ class Signals:
         if ending:
             raise Interrupted(ending[0])
 
-
-def _noted(signum: int, frame: object) -> None:
-    """Nothing to do: the number already stands in the socket."""
+    def _note(self, signum: int, frame: object) -> None:
+        # The socket only wakes: a flood of SIGCHLD may fill it, and an ending signal must not be lost with the rest.
+        if signum in ENDING:
+            self._ending.append(signum)

@@ -63,6 +63,7 @@ class State:
         since: When the phase was reached, seconds since the epoch.
         started: When the start was asked for.
         error: The sentence of a failed start.
+        left: What could not be ended or undone when it was taken down, one sentence each.
     """
 
     instance: str
@@ -82,6 +83,7 @@ class State:
     since: float = field(default_factory=time.time)
     started: float = field(default_factory=time.time)
     error: str = ""
+    left: tuple[str, ...] = ()
 
     def to(self, phase: str, error: str = "") -> State:
         """This state in another phase, from now on."""
@@ -109,6 +111,7 @@ def load_state(paths: InstancePaths) -> State | None:
             "guardian": _process(value["guardian"]),
             "java": _process(value["java"]),
             "endpoints": Endpoints.from_json(value["endpoints"]),
+            "left": tuple(value.get("left", ())),
         }
     )
 

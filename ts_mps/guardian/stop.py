@@ -56,10 +56,10 @@ def stop(home: Home, paths: InstancePaths, drain: float | None, report: Callable
         if lock is None:
             raise TsMpsError(f"Instance {paths.name} was started again while it was being stopped.")
         os.close(lock)
-        left = tuple(f"Worker process {p.pid} is still there." for p in worker_processes(home, paths))
-        return StopResult(paths.name, was_running=True, by="guardian", left=left)
+        ended = load_state(paths)
+        return StopResult(paths.name, was_running=True, by="guardian", left=ended.left if ended else ())
     try:
-        if state.phase in ("stopped", "failed") and not worker_processes(home, paths):
+        if state.phase in ("stopped", "failed") and not state.left and not worker_processes(home, paths):
             return StopResult(paths.name, was_running=False)
         report("the guardian is gone; cleaning up in its place")
         left = take_down(home, paths, state, {}, drain=seconds, report=report)

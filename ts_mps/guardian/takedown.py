@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ts_mps.errors import TsMpsError
@@ -67,7 +68,7 @@ def take_down(
         left += _release(home, paths, gpu, leases.get(gpu.uuid), report)
     left += _survivors(home, paths, state)
     _remove_files(paths, state)
-    _note(state.to("failed" if state.error else "stopped"), paths)
+    _note(replace(state.to("failed" if state.error else "stopped"), left=tuple(left)), paths)
     return tuple(left)
 
 
@@ -103,10 +104,18 @@ def _queued(state: State) -> int:
 
 
 def _end_busy_clients(paths: InstancePaths, state: State) -> None:
-    """A client that is killed inside a kernel may take the server with it: it is terminated through MPS first."""
+    """A client that is killed inside a kernel may take the server with it: it is terminated through MPS first.
+
+    Busy is who is inside a batch, and who is still loading: a handler may well warm up its model.
+    """
+    at_work = {worker.pid for worker in busy(paths)}
     for gpu in state.gpus:
         if gpu.pipe is not None:
-            pids = tuple(worker.pid for worker in busy(paths) if worker.slot.gpu == gpu.uuid)
+            pids = tuple(
+                worker.pid
+                for worker in workers(paths)
+                if worker.slot.gpu == gpu.uuid and (worker.pid in at_work or worker.state == "loading")
+            )
             if pids:
                 terminate_and_kill(Path(gpu.pipe), pids)
 

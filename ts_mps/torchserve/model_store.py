@@ -56,8 +56,7 @@ def locate(url: str, settings: Mapping[str, str], store: Path) -> Path | None:
         raise PreflightError(f"TorchServe takes no '..' in the model {url}.", "Write the archive's name only.")
     if not _URL.fullmatch(url):
         return in_store(url, store)
-    allowed = settings.get("allowed_urls", _ALLOWED_URLS).split(",")
-    if not any(_matches(pattern, url) for pattern in allowed):
+    if not url_allowed(url, settings):
         raise PreflightError(f"allowed_urls does not allow the model {url}.", "Add it to allowed_urls.")
     copy = store / _file_name(urlsplit(url).path)
     if copy.exists():
@@ -66,6 +65,11 @@ def locate(url: str, settings: Mapping[str, str], store: Path) -> Path | None:
             f"Name {copy.name} instead of the URL, or remove the file.",
         )
     return Path(url2pathname(urlsplit(url).path)) if url.lower().startswith("file:") else None
+
+
+def url_allowed(url: str, settings: Mapping[str, str]) -> bool:
+    """Whether ``allowed_urls`` lets TorchServe load this URL; by default every one."""
+    return any(_matches(pattern, url) for pattern in settings.get("allowed_urls", _ALLOWED_URLS).split(","))
 
 
 def in_store(url: str, store: Path) -> Path:
