@@ -234,6 +234,12 @@ def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
         yield WorkerRecord(**{**value, "slot": slot, "proof": proof})
 
 
+def sockets(instance: InstancePaths) -> tuple[Path, ...]:
+    """TorchServe's sockets to the workers that hold or held a slot; a worker that is killed leaves its own behind."""
+    records = (read_json(path) for path in sorted(instance.slots.glob("*.json")))
+    return tuple(Path(record["socket"]) for record in records if record and record["socket"])
+
+
 def busy(instance: InstancePaths) -> tuple[WorkerRecord, ...]:
     """The living workers that are inside a batch."""
     return tuple(w for w in workers(instance) if Activity.is_busy(_activity_file(instance, w.slot.number)))

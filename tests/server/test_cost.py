@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -54,7 +55,9 @@ class Stock:
         )
         values = dict(line.split("=", 1) for line in self.config.read_text().splitlines())
         self.management = values["management_address"]
-        self.environ = {**serving.environ, "TMPDIR": str(self.folder)}
+        # TorchServe itself finds java by JAVA_HOME or PATH only; both sides are to run on the same one.
+        java_home = Path(find_java(os.environ).path).resolve().parents[1]
+        self.environ = {**serving.environ, "TMPDIR": str(self.folder), "JAVA_HOME": str(java_home)}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "ts.model_server", *arguments]

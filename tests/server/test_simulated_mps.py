@@ -67,8 +67,8 @@ def daemons(mps) -> list[psutil.Process]:
     return [process for process in mps_processes(mps.folder) if Path(process.cmdline()[0]).name == CONTROL]
 
 
-def nothing_left(mps) -> bool:
-    return mps.left() == [] and mps_processes(mps.folder) == []
+def left(mps) -> list[str]:
+    return mps.left() + [f"process {process.pid}" for process in mps_processes(mps.folder)]
 
 
 def compute_mode(mps, index: int = 0) -> int:
@@ -105,7 +105,7 @@ class TestPlacement:
         assert [worker["attached"] for worker in status["workers"]] == [True] * 4
         stopped = mps.ts_mps("stop")
         assert stopped.returncode == 0, stopped.stderr
-        assert nothing_left(mps)
+        assert left(mps) == []
         assert not any(mps.home.gpu(uuid).pipe.exists() for uuid in UUIDS)
 
     def test_a_worker_that_runs_past_mps_ends_the_start(self, mps):
@@ -115,7 +115,7 @@ class TestPlacement:
         assert done.returncode == 6, done.stderr
         assert "A worker of model echo (version 1.0) did not load" in done.stderr and "CUDA" in done.stderr
         assert "in prove" in done.stderr, "the worker's own traceback"
-        assert eventually(lambda: nothing_left(mps))
+        assert eventually(lambda: left(mps) == []), left(mps)
 
     @pytest.mark.parametrize("visible", ["1", UUIDS[1], UUIDS[1][:12]], ids=["index", "UUID", "prefix"])
     def test_cuda_visible_devices_in_every_form(self, mps, visible):
@@ -178,7 +178,7 @@ class TestSharing:
         assert daemons(mps) == [daemon] and mps.status("second").as_planned
         assert predict(mps, "second") == mps.workers("second")[0].pid
         assert mps.ts_mps("stop", "--name", "second").returncode == 0
-        assert nothing_left(mps)
+        assert left(mps) == []
 
 
 class TestCap:
@@ -193,7 +193,7 @@ class TestCap:
         done = old_gpu.start("--models", "client.mar")
         assert done.returncode == 4, done.stderr
         assert "would get 17 workers, and its MPS server takes 16 clients" in done.stderr
-        assert old_gpu.state() is None and nothing_left(old_gpu)
+        assert old_gpu.state() is None and left(old_gpu) == []
 
     def test_scaling_past_the_cap_leaves_exactly_as_many_as_fit(self, old_gpu):
         old_gpu.archive("client", CLIENT, workers=14)
@@ -224,7 +224,7 @@ class TestCap:
         old_gpu.api().scale("client", "1.0", 15)
         assert eventually(lambda: len(old_gpu.workers()) == 15, 30)
         assert old_gpu.ts_mps("stop").returncode == 0
-        assert nothing_left(old_gpu)
+        assert left(old_gpu) == []
 
 
 class TestExclusive:
@@ -245,7 +245,7 @@ class TestExclusive:
         stopped = mps.ts_mps("stop")
         assert stopped.returncode == 1, stopped.stderr
         assert "not everything is gone" in stopped.stderr and "compute-modes.json" in stopped.stderr
-        assert nothing_left(mps)
+        assert left(mps) == []
         modes.rmdir()
         kept.rename(modes)
         assert mps.ts_mps("stop").returncode == 0
@@ -255,7 +255,7 @@ class TestExclusive:
         mps.archive("broken", BROKEN)
         assert mps.start("--models", "broken.mar", "--exclusive").returncode == 6
         assert json.loads((mps.folder / "compute-modes.json").read_text()) == {UUIDS[0]: 0, UUIDS[1]: 0}
-        assert eventually(lambda: nothing_left(mps))
+        assert eventually(lambda: left(mps) == []), left(mps)
 
     def test_after_kill_9_of_the_guardian_a_stop_leaves_no_daemon_and_the_old_mode(self, mps):
         mps.archive("client", CLIENT, workers=2)
@@ -265,7 +265,7 @@ class TestExclusive:
         assert len(daemons(mps)) == 2 and compute_mode(mps) == 3
         stopped = mps.ts_mps("stop")
         assert stopped.returncode == 0, stopped.stderr
-        assert nothing_left(mps)
+        assert left(mps) == []
         assert [compute_mode(mps, index) for index in range(2)] == [0, 0]
         assert [gpu.compute_mode for gpu in read_inventory().gpus] == ["Default"]
 
@@ -295,7 +295,7 @@ class TestDeadDaemon:
         assert mps.workers()[0].proof is not None
         assert eventually(lambda: mps.ts_mps("status").returncode == 0, 30)
         assert mps.ts_mps("stop").returncode == 0
-        assert nothing_left(mps)
+        assert left(mps) == []
 
     def test_a_stop_cleans_up_beside_a_waiting_worker(self, mps):
         mps.archive("client", CLIENT)
@@ -306,7 +306,7 @@ class TestDeadDaemon:
         assert eventually(lambda: [w.pid for w in mps.workers()] not in ([], [first.pid]), 30)
         stopped = mps.ts_mps("stop")
         assert stopped.returncode == 0, stopped.stderr
-        assert nothing_left(mps)
+        assert left(mps) == []
 
 
 def daemon_environ(mps) -> dict[str, str]:

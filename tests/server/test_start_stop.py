@@ -270,6 +270,21 @@ class TestKilled:
         assert serving.left() == []
 
 
+def test_a_worker_that_torchserve_started_at_its_very_end_goes_too(serving):
+    """It has no slot yet, and nobody will ever connect to its socket."""
+    serving.archive("echo", ECHO)
+    assert serving.start("--models", "echo.mar").returncode == 0
+    worker = psutil.Process(serving.workers()[0].pid).cmdline()
+    socket = serving.temp / ".ts.sock.9777"
+    words = [str(socket) if word == serving.workers()[0].socket else word for word in worker]
+    late = subprocess.Popen(words, cwd=serving.run_folder, env=serving.environ, stdout=subprocess.DEVNULL)
+    assert eventually(socket.is_socket, 20)
+    stopped = serving.ts_mps("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert late.wait(5) == -signal.SIGKILL
+    assert serving.left() == []
+
+
 def test_two_instances_side_by_side(serving):
     serving.archive("echo", ECHO)
     assert serving.start("--models", "echo.mar").returncode == 0

@@ -23,7 +23,7 @@ from ts_mps import slots
 from ts_mps.errors import PlanError
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Activity, Claim, Proof, busy, claim, seat_holders, workers
+from ts_mps.slots import Activity, Claim, Proof, busy, claim, seat_holders, sockets, workers
 
 GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
 
@@ -299,6 +299,13 @@ class TestRecord:
         assert record == held.record
         assert (record.state, record.proof, record.pid) == ("ready", Proof(462, before), os.getpid())
         assert record.since >= before and record.socket == "/tmp/.ts.sock.9000"
+
+    def test_the_socket_of_a_dead_worker_is_still_known(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0))
+        held = claim(home, instance, plan, "m", "1.0", on_gpu=True, socket="/tmp/.ts.sock.9000")
+        claim(home, instance, plan, "m", "1.0", on_gpu=True).release()
+        held.release()
+        assert sockets(instance) == (Path("/tmp/.ts.sock.9000"),)
 
     def test_release_ends_the_listing(self, home, instance):
         held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True)

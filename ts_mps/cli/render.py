@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from rich.table import Table
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.status import RESULT_VERSION, Status, WorkerStatus
 
-_OUT = Console(highlight=False, soft_wrap=True)
+#: A table that goes into a file or a pipe is not cut to the width of a terminal that is not there.
+_OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 _ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -102,7 +104,7 @@ def _gpu_table(status: Status) -> Table:
     table = _table("GPU", "NAME", "UUID", "DAEMON", "SERVER", "CLIENTS")
     for gpu in status.gpus:
         clients = "-" if gpu.cap is None else f"{gpu.clients} of {gpu.cap}"
-        table.add_row(str(gpu.index), gpu.name, gpu.uuid, gpu.daemon, gpu.server, clients)
+        table.add_row(str(gpu.index), gpu.name, gpu.uuid[:12], gpu.daemon, gpu.server, clients)
     return table
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.state import GpuState, State
 from ts_mps.mps.daemon import Lease, release_left_behind, terminate_and_kill
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.processes import ProcessId, end, wait_gone, with_arguments
-from ts_mps.slots import busy, workers
+from ts_mps.slots import busy, sockets, workers
 from ts_mps.torchserve import pid_file
 
 #: Java's shutdown hook closes its listeners, waits about 2 s for quiet, then kills its workers (ModelServer.stop).
@@ -122,7 +124,9 @@ def _end_busy_clients(paths: InstancePaths, state: State) -> None:
 
 def worker_processes(home: Home, paths: InstancePaths) -> tuple[ProcessId, ...]:
     """Every worker process of the instance, loaded or not, by its command line."""
-    return with_arguments("ts_mps.torchserve.worker", str(home.root), paths.name)
+    # One that TorchServe started a moment ago is still the script that becomes it.
+    becoming = with_arguments("/bin/sh", str(paths.worker_python))
+    return becoming + with_arguments("ts_mps.torchserve.worker", str(home.root), paths.name)
 
 
 def _end_workers(home: Home, paths: InstancePaths, state: State, report: Report) -> None:
@@ -130,6 +134,8 @@ def _end_workers(home: Home, paths: InstancePaths, state: State, report: Report)
     if not left:
         return
     report(f"ending {len(left)} worker(s) that outlived TorchServe")
+    # Read while they live: one that TorchServe started at its very end has no slot that would name its socket.
+    sockets_left = [socket for process in left if (socket := _socket(process)) is not None]
     for gpu in state.gpus:
         if gpu.pipe is not None:
             mine = {worker.pid for worker in workers(paths) if worker.slot.gpu == gpu.uuid}
@@ -137,6 +143,21 @@ def _end_workers(home: Home, paths: InstancePaths, state: State, report: Report)
     for process in left:
         process.send(signal.SIGKILL)
     wait_gone(left, WORKER_SECONDS)
+    _remove_sockets(sockets_left)
+
+
+def _socket(worker: ProcessId) -> Path | None:
+    """TorchServe's socket to a worker, by its command line."""
+    with suppress(psutil.Error, ValueError, IndexError):
+        words = psutil.Process(worker.pid).cmdline()
+        return Path(words[words.index("--sock-name") + 1])
+    return None
+
+
+def _remove_sockets(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_socket():
+            path.unlink(missing_ok=True)
 
 
 def _release(home: Home, paths: InstancePaths, gpu: GpuState, lease: Lease | None, report: Report) -> list[str]:
@@ -164,9 +185,7 @@ def _survivors(home: Home, paths: InstancePaths, state: State) -> list[str]:
 
 def _remove_files(paths: InstancePaths, state: State) -> None:
     """Slots, sockets and TorchServe's pid and key files; logs, plan and state stay for whoever asks what happened."""
-    for worker in workers(paths):
-        if worker.socket:
-            Path(worker.socket).unlink(missing_ok=True)
+    _remove_sockets(sockets(paths))
     for folder in (paths.slots, paths.bin, paths.no_mps):
         shutil.rmtree(folder, ignore_errors=True)
     paths.stop_request.unlink(missing_ok=True)
