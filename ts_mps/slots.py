@@ -75,6 +75,8 @@ class Claim:
     def __init__(self, instance: InstancePaths, record: WorkerRecord, descriptors: tuple[int, ...]) -> None:
         self._instance = instance
         self._descriptors = descriptors
+        # A child that a handler forks must not hold slot and seat when the worker is long dead.
+        os.register_at_fork(after_in_child=self.release)
         self.record = record
         self.activity = Activity.create(_activity_file(instance, record.slot.number))
         self._save()

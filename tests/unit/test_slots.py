@@ -192,6 +192,19 @@ class TestClaim:
 
 
 class TestProcesses:
+    def test_a_child_that_a_handler_forks_does_not_keep_the_seat(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), caps=(1,))
+        held = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        held.release()
+        try:
+            claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=2.0).release()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
     def test_a_dead_holders_slot_and_seat_are_free(self, start, home, instance):
         plan = make_plan(("m", "1.0", 0), caps=(1,))
         first = start(plan)

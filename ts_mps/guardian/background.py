@@ -29,12 +29,16 @@ def start(prepared: Prepared, report: Callable[[str], None]) -> int:
         TsMpsError: What the guardian raised.
     """
     reader, writer = os.pipe()
+    handed_on = {signal.SIGINT, signal.SIGTERM}
+    # One that comes between the fork and the handlers would end one of the two and leave the other.
+    signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)
     child = os.fork()
     if child == 0:
         os.close(reader)
         _guard(prepared, writer)
     os.close(writer)
-    before = {number: signal.signal(number, _hand_to(child)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, _hand_to(child)) for number in handed_on}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, handed_on)
     try:
         return _listen(reader, report, prepared)
     finally:

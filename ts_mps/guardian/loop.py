@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from ts_mps.torchserve.command import server_environment
 
 #: Seconds between two looks at what runs.
 LOOK_EVERY = 1.0
+#: Seconds between two tries to write during a start.
+SAVE_EVERY = 2.0
 #: Statuses with which java ends when it was told to: a JVM answers SIGTERM with 143 and SIGINT with 130.
 TOLD_TO_END = (0, 130, 143)
 
@@ -49,6 +52,7 @@ class Guardian:
         self._leases: dict[str, Lease] = {}
         self._java: subprocess.Popen[bytes] | None = None
         self._state = first_state(prepared)
+        self._next_save = 0.0
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start, call ``ready``, and serve until told to end.
@@ -111,10 +115,17 @@ class Guardian:
             self._evidence(),
             timeout=prepared.arguments.wait_timeout,
             java_status=self._java_status,
-            pause=signals.check,
+            pause=lambda seconds: self._pause(signals, seconds),
             report=self._report,
         )
         self._become(self._state.to("serving"))
+
+    def _pause(self, signals: Signals, seconds: float) -> None:
+        """Sleep during the start, and write now and then: a worker on a full disk could not even say what it met."""
+        signals.check(seconds)
+        if time.monotonic() >= self._next_save:
+            self._next_save = time.monotonic() + SAVE_EVERY
+            self._state.save(self._prepared.paths)
 
     def _become(self, state: State) -> None:
         self._state = state

@@ -37,6 +37,8 @@ class Signals:
         # The interpreter writes a signal's number only for signals that have a Python handler.
         self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in WAITED_FOR}
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        # Whoever forked us blocked them until somebody listens.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         return self
 
     def __exit__(
