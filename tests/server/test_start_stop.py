@@ -194,6 +194,16 @@ class TestForeground:
         assert answers == [b"slept"], output
         assert process.returncode == 0
 
+    def test_it_serves_on_when_nobody_reads_its_output(self, serving):
+        serving.archive("echo", ECHO)
+        process = serving.popen(serving.start_command("--models", "echo.mar", "--foreground"))
+        process.stdout.close()
+        assert eventually(lambda: (state := serving.state()) is not None and state.phase == "serving", 90)
+        assert serving.api().predict("echo", b"x") == b"x"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert serving.left() == []
+
     def test_java_that_dies_gives_1(self, serving):
         serving.archive("echo", ECHO)
         process = self.begin(serving)

@@ -15,9 +15,17 @@ from rich.table import Table
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.status import RESULT_VERSION, Status, WorkerStatus
 
+
+class _Console(Console):
+    """rich ends the process where nobody reads its output any more; a guardian in front must serve on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 #: A table that goes into a file or a pipe is not cut to the width of a terminal that is not there.
-_OUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
-_ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+_OUT = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+_ERR = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def err_console() -> Console:

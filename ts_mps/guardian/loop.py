@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Guardian:
 
     def __init__(self, prepared: Prepared, report: Callable[[str], None]) -> None:
         self._prepared = prepared
-        self._report = report
+        self._tell = report
         self._leases: dict[str, Lease] = {}
         self._java: subprocess.Popen[bytes] | None = None
         self._state = first_state(prepared)
@@ -90,8 +91,22 @@ class Guardian:
             failure = unwritable(self._prepared, error)
             self._undo(signals, failure.what)
             raise failure from error
-        ready()
-        return self._watch(signals)
+        except BaseException as error:
+            self._undo(signals, f"The guardian failed: {error!r}")
+            raise
+        try:
+            with suppress(
+                OSError
+            ):  # nobody reads any more (`ts-mps start --foreground | head`); it serves all the same
+                ready()
+            return self._watch(signals)
+        except BaseException as error:
+            self._undo(signals, f"The guardian failed: {error!r}")
+            raise
+
+    def _report(self, text: str) -> None:
+        with suppress(OSError):  # a closed stderr must not keep anything from being taken down
+            self._tell(text)
 
     def _undo(self, signals: Signals, error: str) -> None:
         self._state = self._state.to("stopping", error)
