@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from load import burst
 from serving import ECHO, Serving
 from support import eventually
 
@@ -25,6 +24,9 @@ from ts_mps.torchserve.arguments import StartArguments
 from ts_mps.torchserve.command import LOG_CONFIG, java_command
 from ts_mps.torchserve.java import find_java
 from ts_mps.torchserve.wrapper import wrapper_script
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from closed_loop import Target, burst
 
 NO_OP = """
 class NoOp:
@@ -155,7 +157,10 @@ def test_a_request_costs_what_it_costs_stock(one_server_with_both, capsys):
     host, port, key = one_server_with_both
 
     def measure(name: str) -> float:
-        return burst(host, port, f"/predictions/{name}", key, processes=2, connections=8, seconds=1.0)
+        target = Target(host, port, f"/predictions/{name}", (b"x",), token=key)
+        seen = burst(target, processes=2, connections=16, seconds=1.0)
+        assert not seen.errors, seen.first_error
+        return seen.requests_per_s
 
     for name in ("ours", "stock") * 3:
         measure(name)  # the JVM compiles

@@ -1,0 +1,76 @@
+"""Which device the worker has, whether it can still be used, and leaving when it cannot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+from ts_mps.batching.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+#: Long enough for the last batch's answers to reach the frontend, short enough that a dead context, which keeps an MPS
+#: server in its fault state while it exists, is soon gone.
+_ANSWERING_S = 0.5
+
+#: What a worker exits with after it lost its GPU.
+EXIT_DEVICE_LOST = 70
+
+
+def choose_device(gpu_id: int | str | None) -> torch.device:
+    """The device that TorchServe gave this worker.
+
+    Raises:
+        ConfigError: TorchServe gave it a GPU, and this torch cannot use one.
+    """
+    if gpu_id is None:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(f"TorchServe gave this worker GPU {gpu_id}, and torch {torch.__version__} cannot use CUDA.")
+    device = torch.device("cuda", int(gpu_id))
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """The dtype of the weights for an option ``dtype``; sets the precision of float32 products for this process."""
+    tf32 = name == "tf32"
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    return _DTYPES[name]
+
+
+def survives(device: torch.device) -> bool:
+    """Whether the device still computes: after a sticky CUDA error every call fails until the process ends."""
+    if device.type != "cuda":
+        return True
+    try:
+        torch.cuda.synchronize(device)
+        return bool((torch.ones(1, device=device) + 1).item() == 2)
+    except torch.cuda.OutOfMemoryError:
+        return True
+    except RuntimeError:
+        return False
+
+
+def leave_after_answering(exit_process: Callable[[int], object] = os._exit) -> threading.Thread:
+    """End this process once its answers are out; TorchServe then starts another worker.
+
+    A normal exit would run CUDA's own clean-up, which can hang on a dead context.
+    """
+
+    def leave() -> None:
+        time.sleep(_ANSWERING_S)
+        exit_process(EXIT_DEVICE_LOST)
+
+    _log.error("This worker cannot use its GPU any more and leaves; TorchServe starts another one.")
+    thread = threading.Thread(target=leave, name="leave", daemon=True)
+    thread.start()
+    return thread

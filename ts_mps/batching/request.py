@@ -1,0 +1,259 @@
+"""One request as its handler sees it, whichever way TorchServe's frontend decoded it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from ts_mps.batching.errors import RequestError
+from ts_mps.batching.formats import JSON, NPY, SAFETENSORS, is_npy, numbers, read_npy, read_safetensors, read_v2
+from ts_mps.batching.instances import Array
+
+
+class Style(Enum):
+    """How the instances were sent, and so how the answer is shaped."""
+
+    ONE = "one"  # one instance -> its result
+    MANY = "many"  # a JSON array, several files, a tensor -> an array of results
+    V1 = "v1"  # {"instances": [...]} -> {"predictions": [...]}
+    V2 = "v2"  # Open Inference Protocol -> its outputs
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a multipart request, or its whole body.
+
+    Args:
+        name: Its name in the form; ``body`` or ``data`` for a body.
+        value: bytes, or what TorchServe made of it: a str for text/*, the parsed document for application/json.
+        content_type: Lower case, without parameters; empty if none was sent.
+    """
+
+    name: str
+    value: Any
+    content_type: str
+
+
+class Request:
+    """What one client sent.
+
+    Args:
+        fields: TorchServe's dict of the request: its parts by name.
+        headers: TorchServe's dict of its headers, in which each part has its own dict under its name.
+
+    Attributes:
+        style: Shapes the answer; :meth:`instances` and :meth:`tensors` set it.
+        parameters: What was sent beside the instances (``parameters`` of a JSON document, other keys of a v1 one).
+        state: Free for the handler, from ``decode`` to ``encode``.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> None:
+        self._fields = fields
+        self._headers = headers or {}
+        self._lower: dict[str, str] | None = None
+        self._document: Any = None
+        self._parts: list[Part] | None = None
+        self.style = Style.ONE
+        self.parameters: Mapping[str, Any] = {}
+        self.v2_id: str | None = None
+        self.state: Any = None
+
+    def header(self, name: str) -> str | None:
+        """A header's value, whatever the case of its name."""
+        if self._lower is None:
+            self._lower = {key.lower(): value for key, value in self._headers.items() if isinstance(value, str)}
+        return self._lower.get(name.lower())
+
+    def parts(self) -> list[Part]:
+        """Every part that is not empty, in the order in which they were sent.
+
+        Raises:
+            RequestError: There is none.
+        """
+        if self._parts is None:
+            self._parts = self._read_parts()
+        if not self._parts:
+            raise RequestError("The request is empty.", 400)
+        return self._parts
+
+    def _read_parts(self) -> list[Part]:
+        found = []
+        for name, value in self._fields.items():
+            if value is None or (isinstance(value, (bytes, bytearray, str)) and not value):
+                continue
+            about = self._headers.get(name)
+            kind = about.get("content-type") if isinstance(about, Mapping) else None
+            found.append(Part(name, value, (kind or "").partition(";")[0].strip().lower()))
+        return found
+
+    def part(self) -> Part:
+        """The only part, or the one named body or data.
+
+        Raises:
+            RequestError: There is none, or it is not clear which.
+        """
+        parts = self.parts()
+        named = [part for part in parts if part.name in ("body", "data")]
+        if len(parts) == 1 or named:
+            return (named or parts)[0]
+        raise RequestError(f"The request has {len(parts)} parts and none is named data.", 400)
+
+    def document(self) -> Any:
+        """The body as a parsed JSON document.
+
+        Raises:
+            RequestError: It is not JSON (400), or it says that it is something else (415).
+        """
+        if self._document is None:
+            part = self.part()
+            value = part.value
+            if isinstance(value, (bytes, bytearray, str)) and not (
+                isinstance(value, str) and part.content_type == JSON
+            ):
+                served = part.content_type in ("", JSON, "text/plain", "application/octet-stream")
+                if not served and not part.content_type.endswith("+json"):
+                    raise RequestError(f"Content type {part.content_type} is not served here; send {JSON}.", 415)
+                value = _parse(value)
+            self._document = value
+        return self._document
+
+    def instances(self) -> list[Any]:
+        """The instances of a JSON document, of text, or of files.
+
+        A JSON array is a list of instances; an object with ``instances`` holds them; any other document, text or file
+        is one instance. Several files of a form are one instance each. Text is JSON only if its content type says so.
+
+        Raises:
+            RequestError: The body is malformed.
+        """
+        parts = self.parts()
+        if any(part.content_type in (NPY, SAFETENSORS) for part in parts):
+            raise RequestError("Tensors are not served here; send JSON, text or files.", 415)
+        if _is_json(parts):
+            return self._json_instances(self.document())
+        if len(parts) > 1:
+            self.style = Style.MANY
+        return [part.value for part in parts]
+
+    def _json_instances(self, document: Any) -> list[Any]:
+        if isinstance(document, list):
+            self.style = Style.MANY
+            return document
+        if isinstance(document, dict) and "instances" in document:
+            if not isinstance(document["instances"], list):
+                raise RequestError("instances must be a list.")
+            self.style = Style.V1
+            self.parameters = _parameters(document, {"instances"})
+            return document["instances"]
+        return [document]
+
+    def tensors(self) -> dict[str, Any] | None:
+        """The named tensors of a body that holds tensors.
+
+        Returns:
+            safetensors and KServe v2: by name (arrays, or a list of texts for v2's BYTES). .npy: one, named ``""``.
+            None if the body is no tensor: JSON of another shape, text, a file.
+
+        Raises:
+            RequestError: The body is malformed.
+        """
+        parts = self.parts()
+        if _is_json(parts):
+            document = self.document()
+            if isinstance(document, dict) and isinstance(document.get("inputs"), list) and _looks_v2(document):
+                tensors = read_v2(document)
+                self.style = Style.V2
+                self.parameters = _parameters(document, {"inputs", "outputs", "id"})
+                self.v2_id = _unicode(document["id"]) if isinstance(document.get("id"), str) else None
+                return dict(tensors)
+            return None
+        part = self.part() if any(part.name in ("body", "data") for part in parts) else parts[0]
+        body = part.value
+        if not isinstance(body, (bytes, bytearray)):
+            return None
+        self.parameters = {other.name: _text(other.value) for other in parts if other.name != part.name}
+        if part.content_type == SAFETENSORS:
+            self.style = Style.MANY
+            return dict(read_safetensors(body))
+        if part.content_type == NPY or is_npy(body):
+            self.style = Style.MANY
+            return {"": read_npy(body)}
+        return None
+
+    def array(self, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
+        """The request as one array of instances of a fixed shape, from any format.
+
+        Args:
+            dtype: numpy's name of the dtype to convert to.
+            shape: Of one instance.
+            name: Of the tensor, where tensors have names; a single one may have any.
+
+        Returns:
+            [n, *shape]. A single instance (without the first axis) is accepted, too.
+
+        Raises:
+            RequestError: It does not hold such an array.
+        """
+        tensors = self.tensors()
+        if tensors is not None:
+            if len(tensors) != 1 and name not in tensors:
+                raise RequestError(f"The body has tensors {sorted(tensors)}; one named {name} is needed.")
+            value = tensors[name] if name in tensors else next(iter(tensors.values()))
+        else:
+            value = self.instances()
+            if self.style is Style.ONE:
+                value = value[0]
+                if isinstance(value, dict) and name in value:
+                    value = value[name]
+        array = numbers(value, dtype, name or "The body")
+        if array.shape == shape:
+            return array[None]
+        if self.style is Style.ONE:  # {"name": [several instances]}
+            self.style = Style.MANY
+        if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+            wanted = ", ".join(["n", *map(str, shape)])
+            raise RequestError(f"{name or 'The body'}: shape [{wanted}] is needed, got {list(array.shape)}.")
+        return array
+
+
+def _parse(value: bytes | bytearray | str) -> Any:
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"The body is not JSON: {error}.", 400) from error
+
+
+def _is_json(parts: Sequence[Part]) -> bool:
+    if len(parts) != 1:
+        return False
+    part = parts[0]
+    if isinstance(part.value, (dict, list, int, float, bool)):
+        return True
+    if part.content_type == JSON or part.content_type.endswith("+json"):
+        return True
+    # No content type, as `curl --data-binary` with an emptied header or an old client sends it: look at the bytes.
+    unlabelled = part.content_type in ("", "application/octet-stream") and isinstance(part.value, (bytes, bytearray))
+    return unlabelled and bytes(part.value[:16]).lstrip()[:1] in (b"{", b"[")
+
+
+def _looks_v2(document: Mapping[str, Any]) -> bool:
+    return any(isinstance(tensor, dict) and "datatype" in tensor for tensor in document["inputs"])
+
+
+def _parameters(document: Mapping[str, Any], but: set[str]) -> dict[str, Any]:
+    rest = {key: value for key, value in document.items() if key not in but}
+    inner = rest.pop("parameters", None)
+    return {**rest, **inner} if isinstance(inner, dict) else rest
+
+
+def _text(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+
+
+def _unicode(text: str) -> str:
+    """A text that can be sent back: TorchServe's JSON parser, unlike orjson, lets half a surrogate pair through."""
+    return text.encode("utf-8", "replace").decode()
