@@ -17,7 +17,7 @@ _SEED = 7
 _TOKENS = 128
 _CANDIDATES = 2_000
 _DENSE, _SPARSE = 13, 26
-_WORDS_LEAST, _WORDS_MOST = 8, 126  # two more tokens mark begin and end
+_WORDS = 126  # two more tokens mark begin and end
 _PHOTO = (375, 500)
 _PROMPT = 64
 #: Tokens that a prompt is continued by.
@@ -51,11 +51,10 @@ def _ids(folder: Path, random: _Random) -> list[bytes]:
 
 
 def _texts(folder: Path, random: _Random) -> list[bytes]:
-    """Texts of 8 to 126 words that the tokenizer knows, one token each; so 10 to 128 tokens, evenly spread."""
+    """Texts of 126 words that the tokenizer knows, one token each; so 128 tokens."""
     vocabulary = _json(folder / "tokenizer.json")["model"]["vocab"]
     words = sorted(word for word in vocabulary if len(word) > 1 and word.isascii() and word.isalpha())
-    lengths = random.integers(_WORDS_LEAST, _WORDS_MOST + 1, _BODIES)
-    return [" ".join(random.choice(words, length)).encode() for length in lengths]
+    return [" ".join(random.choice(words, _WORDS)).encode() for _ in range(_BODIES)]
 
 
 def _candidates(folder: Path, random: _Random) -> list[bytes]:

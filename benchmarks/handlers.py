@@ -122,10 +122,13 @@ class Bench:
         def measure(name: str) -> None:
             target = Target(host, port, f"/predictions/{name}", sent, content_type)
             warm_up = _WARM_UP_S * row.stretch
+            before = server.batch_counters(name)
             seen = burst(
                 target, processes=self.processes, connections=row.connections, seconds=seconds, warm_up=warm_up
             )
             bursts.setdefault(name, []).append(seen)
+            if before:
+                found["stages_ms"] = _stages(before, server.batch_counters(name))
             found["bursts"] = {name: [asdict(one) for one in many] for name, many in bursts.items()}
 
         for _ in range(self.options.repeats):
@@ -190,6 +193,14 @@ def _torchserve(row: Row) -> dict[str, object]:
     }
 
 
+def _stages(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """What one batch was spent on, in milliseconds, and its size, between two looks at the counters."""
+    spent = {name: after[name] - before[name] for name in after if name in before}
+    batches = spent["BatchRuns"] or 1.0
+    stages = {name[5:-4].lower(): spent[name] / batches for name in spent if name.endswith("Time")}
+    return {**stages, "requests": spent["BatchRequests"] / batches}
+
+
 def _median(many: Sequence[Burst]) -> dict[str, float]:
     names = ("requests_per_s", "p50_ms", "p90_ms", "p99_ms")
     found = {name: statistics.median(getattr(one, name) for one in many) for name in names}
@@ -210,6 +221,9 @@ def line(found: dict[str, Any]) -> str:
             text += f" of {' '.join(raw)}, p50 {middle['p50_ms']:.1f} p99 {middle['p99_ms']:.1f} ms"
             text += f", {middle['errors']:.0f} errors"
         words.append(text)
+    if "stages_ms" in found:
+        stages = ", ".join(f"{name} {value:.2f}" for name, value in found["stages_ms"].items())
+        words.append(f"each run of ours, ms: {stages}")
     words += [one["first_error"] for many in found["bursts"].values() for one in many if one["first_error"]][:1]
     fine = "" if found["agreement"]["fine"] else "ANSWERS DIFFER: "
     return "; ".join([*words, fine + found["agreement"]["text"], f"took {found['took_s']} s"])

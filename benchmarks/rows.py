@@ -69,9 +69,9 @@ _GENERATOR = (
 )
 
 ROWS = (
-    Row(1, "BERT-base, 128 token ids", "text_classifier", "bert-base", "ids", 1, 8, False, 4.0),
+    Row(1, "BERT-base, 128 token ids", "text_classifier", "bert-base", "ids", 1, 8, False, 4.0, ceiling=True),
     Row(2, "BERT-base, 128 token ids", "text_classifier", "bert-base", "ids", 4, 8, True, 2.5, ceiling=True),
-    Row(3, "BERT-base, texts of 10 to 128 tokens", "text_classifier", "bert-base", "texts", 4, 32, True, 2.0),
+    Row(3, "BERT-base, texts of 128 tokens", "text_classifier", "bert-base", "texts", 4, 32, True, 2.0),
     Row(4, "DLRM, 2,000 candidates", "ranker", "dlrm", "candidates", 1, 4, False, 2.0, settings=()),
     Row(5, "ResNet-18, JPEG of 500 x 375", "image_classifier", "resnet-18", "photos", 4, 8, True, 2.0),
     Row(

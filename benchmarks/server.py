@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +126,16 @@ class Server:
             raise Failed(f"not as planned: {status.problems if status else 'nothing runs'}")
         parts = urlsplit(status.inference)
         return parts.hostname or "127.0.0.1", parts.port or 80
+
+    def batch_counters(self, model: str) -> dict[str, float]:
+        """The Batch* counters of one model, from the metrics address."""
+        where = self.state.endpoints.metrics
+        if where is None:
+            return {}
+        with urllib.request.urlopen(f"http://{where.host}:{where.port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        lines = re.findall(rf'^(Batch\w+){{ModelName="{model}",[^}}]*}} (\S+)$', text, re.MULTILINE)
+        return {name: float(value) for name, value in lines}
 
     def client_environ(self) -> dict[str, str]:
         """The environment in which another process runs on the first GPU, as a client of its daemon if there is one."""

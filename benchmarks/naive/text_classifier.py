@@ -43,9 +43,10 @@ class NaiveTextClassifier:
             batch_ids = ids if batch_ids is None else torch.cat((batch_ids, ids), 0)
             batch_mask = mask if batch_mask is None else torch.cat((batch_mask, mask), 0)
         with torch.inference_mode():
-            logits = self.model(batch_ids, attention_mask=batch_mask).logits
-            best = torch.softmax(logits.float(), 1).max(1)
-        labels, scores = best.indices.tolist(), best.values.tolist()
+            probabilities = torch.softmax(self.model(batch_ids, attention_mask=batch_mask).logits.float(), 1)
+        # Row by row, as Huggingface_Transformers/Transformer_handler_generalized.py takes its labels.
+        labels = [probabilities[row].unsqueeze(0).argmax(1).item() for row in range(len(data))]
+        scores = probabilities.max(1).values.tolist()
         return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
 
     def _encoded(self, body: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -239,6 +239,6 @@ def test_neighbouring_buckets_share_a_run_only_where_that_is_cheaper() -> None:
 def test_equal_lengths_keep_their_order() -> None:
     tokens = np.random.default_rng(1).integers(1, 4, 600)
     pool = Pool.of([(0, 300, tokens[:300]), (2, 300, tokens[300:])])
-    grid = Grid(BatchingOptions(lengths=(4,), max_instances=64), TOKENS, pad_rows=False)
+    grid = Grid(BatchingOptions(lengths=(2, 4), max_instances=64), TOKENS, pad_rows=False)
     own = dict(zip(everyone(pool), tokens.tolist(), strict=True))
     assert members(gather(pool, grid)) == sorted(everyone(pool), key=lambda one: (-own[one], one))

@@ -19,6 +19,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ts_mps.batching.errors import ConfigError
+from ts_mps.batching.fusing import fuse
 
 #: The name under which transformers knows the attention.
 STATIC_ATTENTION = "ts_mps_static"
@@ -195,22 +196,25 @@ def load_decoder(folder: Path) -> Decoder:
             folder, attn_implementation=STATIC_ATTENTION, local_files_only=True, dtype=torch.float32
         )
         decoder = Decoder(model.eval())
-        same = _continues(decoder)
+        wanted, in_turn = _two_tokens(decoder)
+        if not _close(wanted, in_turn):
+            raise ConfigError(
+                f"{type(model).__name__} keeps more than keys and values between steps; it is not served here."
+            )
+        fuse(model)
+        if not all(_close(wanted, found) for found in _two_tokens(decoder)):
+            raise ConfigError(f"{type(model).__name__} computes in a way that its layers do not show; not served here.")
     except ConfigError:
         raise
     except (OSError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
         raise ConfigError(f"The archive's transformers model cannot be loaded as a text generator: {error}") from error
-    if not same:
-        raise ConfigError(
-            f"{type(model).__name__} keeps more than keys and values between steps; it is not served here."
-        )
     return decoder
 
 
-def _continues(decoder: Decoder) -> bool:
-    """Whether two tokens one after the other give the logits of both at once.
+def _two_tokens(decoder: Decoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits after two tokens at once, and after the same two one by one.
 
-    They do not where a model's layers keep other state, as recurrent ones do, or do not ask for this attention.
+    They differ where a model's layers keep other state, as recurrent ones do, or do not ask for this attention.
     """
     cache = Cache(decoder, 2, torch.device("cpu"), torch.float32)
     layers = pairs(cache.view(1, 2))
@@ -220,8 +224,11 @@ def _continues(decoder: Decoder) -> bool:
         cache.view(1, 2).zero_()
         decoder(token_ids[:, :1], positions[:, :1], Attention(layers, None))
         step = Attention(layers, torch.zeros(1, 1, 1, 2), torch.tensor([1]))
-        in_turn = decoder(token_ids[:, 1:], positions[:, 1:], step)
-    return bool((at_once - in_turn).abs().max() <= _SAME * at_once.abs().max())
+        return at_once, decoder(token_ids[:, 1:], positions[:, 1:], step)
+
+
+def _close(logits: torch.Tensor, others: torch.Tensor) -> bool:
+    return bool((logits - others).abs().max() <= _SAME * logits.abs().max())
 
 
 class Cache:

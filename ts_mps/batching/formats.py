@@ -172,6 +172,8 @@ def numbers(value: Any, dtype: str, what: str) -> Array:
             raise RequestError(f"{what}: not a rectangular list of numbers.") from error
     if given.dtype.kind not in _NUMBERS:
         raise RequestError(f"{what}: {given.dtype} is not a number type.")
+    if isinstance(value, np.ndarray) and value.dtype == wanted and wanted.kind != "f":
+        return value
     if given.dtype.kind == "f" and not np.isfinite(given).all():
         raise RequestError(f"{what}: holds a value that is NaN, infinite or missing.")
     if given is not value and not _only_numbers(value):  # numpy reads "12" as a number, and bytes as many of them

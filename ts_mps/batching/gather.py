@@ -78,8 +78,8 @@ class Pool:
 def gather(pool: Pool, grid: Grid) -> list[Chunk]:
     """Cut a pool into runs.
 
-    Instances are sorted by length, longest first, and equal ones keep their order. Neighbouring buckets share runs
-    where padding the shorter ones costs less than one more run, by the grid's costs.
+    Instances of different buckets are sorted by length, longest first, and equal ones keep their order. Neighbouring
+    buckets share runs where padding the shorter ones costs less than one more run, by the grid's costs.
 
     Args:
         pool: Every length is one that the grid accepts.
@@ -87,6 +87,9 @@ def gather(pool: Pool, grid: Grid) -> list[Chunk]:
     """
     if not grid.has_length:
         return _cut(pool, np.arange(len(pool.request)), 0, grid)
+    shortest, longest = np.searchsorted(grid.lengths, (pool.tokens.min(), pool.tokens.max()))
+    if shortest == longest:
+        return _cut(pool, np.arange(len(pool.request)), grid.lengths[longest], grid)
     order = np.argsort(-pool.tokens, kind="stable")
     buckets = np.asarray(grid.lengths)[np.searchsorted(grid.lengths, pool.tokens[order])]
     starts = np.flatnonzero(np.diff(buckets, prepend=-1))

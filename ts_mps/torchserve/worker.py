@@ -28,6 +28,7 @@ from ts_mps.plan.model import Plan
 from ts_mps.slots import Claim, claim
 from ts_mps.torchserve.attach import environment, prove, take_share, wait_for_daemon
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
+from ts_mps.torchserve.reading import read_buffered
 
 #: TorchServe's load result for "out of resources"; the frontend then reports the worker as failed and backs off.
 OUT_OF_RESOURCES = 507
@@ -157,6 +158,7 @@ def main(arguments: list[str]) -> int:
     if stock.BENCHMARK:
         # TorchServe's loop expects the profiler that its own __main__ block makes for TS_BENCHMARK.
         stock.pr = cProfile.Profile()
+    read_buffered()
     try:
         Worker(Home(Path(home)), instance, parsed).run_server()
     except TimeoutError:
