@@ -36,6 +36,7 @@ class ImageClassifier(BatchHandler):
             labels: A JSON file in the archive with a list of labels, for models without a transformers config.
             max_bytes: The largest file that is decoded; larger ones are answered with 413.
             max_pixels: The most pixels that are decoded, known from the header before; more is answered with 413.
+            max_request_pixels: The same for all images of one request together.
             resize: The length in pixels of the shorter edge before the crop.
             crop: The side in pixels of the square that the model sees.
             mean: Of red, green and blue, 0 to 1.
@@ -47,6 +48,7 @@ class ImageClassifier(BatchHandler):
         labels: str | None = None
         max_bytes: int = 6_553_500
         max_pixels: int = 40_000_000
+        max_request_pixels: int = 160_000_000
         resize: int | None = None
         crop: int | None = None
         mean: tuple[float, float, float] | None = None
@@ -99,8 +101,16 @@ class ImageClassifier(BatchHandler):
         self.inputs = {"pixels": Input("uint8", (self._crop, self._crop, 3))}
 
     def decode(self, request: Request) -> Instances:
-        """Files as a body or as parts of a form; in JSON, base64 texts, alone or as ``{"b64": ...}``."""
-        images = [self._pixels(self._file(one)) for one in request.instances()]
+        """Files as a body or as parts of a form; in JSON and KServe v2 base64 texts, alone or as ``{"b64": ...}``."""
+        tensors = request.tensors()
+        given = request.instances() if tensors is None else next(iter(tensors.values()))
+        if not isinstance(given, list) or len(tensors or "1") != 1:
+            raise RequestError("Tensors are not served here; send files, or base64 as one input of BYTES.", 415)
+        left, images = self.options.max_request_pixels, []
+        for one in given:
+            image, count = self._pixels(self._file(one), left)
+            images.append(image)
+            left -= count
         return Instances({"pixels": np.stack(images) if images else np.empty((0, self._crop, self._crop, 3), np.uint8)})
 
     def _file(self, one: Any) -> bytes | bytearray:
@@ -117,19 +127,22 @@ class ImageClassifier(BatchHandler):
             raise RequestError(f"An image has {len(one)} bytes; at most {self.options.max_bytes} are decoded.", 413)
         return one
 
-    def _pixels(self, file: bytes | bytearray) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One image as uint8 [crop, crop, 3]."""
+    def _pixels(self, file: bytes | bytearray, left: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
+        """One image as uint8 [crop, crop, 3], and how many pixels it has, of the ``left`` that its request may have."""
         try:
             with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as image:
                 width, height = image.size
                 if width * height > self.options.max_pixels:
                     most = self.options.max_pixels
                     raise RequestError(f"An image has {width} x {height} pixels; at most {most} are decoded.", 413)
+                if width * height > left:
+                    most = self.options.max_request_pixels
+                    raise RequestError(f"The images of the request have more than {most} pixels together.", 413)
                 scale = self._resize / min(width, height)
                 # Lets libjpeg decode a large photo at a half, quarter or eighth, still twice as large as is needed.
                 image.draft("RGB", (int(2 * width * scale), int(2 * height * scale)))
                 upright = ImageOps.exif_transpose(image).convert("RGB")
-                return self._cropped(upright)
+                return self._cropped(upright), width * height
         except _UNREADABLE as error:
             raise RequestError("The request is not a JPEG or PNG image that can be decoded.") from error
 

@@ -12,7 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ts_mps.batching import Batch, BatchHandler, ConfigError, Input, Instances, Request, RequestError, Results, Strict
+from ts_mps.batching import (
+    Batch,
+    BatchHandler,
+    ConfigError,
+    Input,
+    Instances,
+    Request,
+    RequestError,
+    Results,
+    Strict,
+    Style,
+)
 from ts_mps.batching import numbers as to_numbers
 
 _DENSE = 13
@@ -125,8 +136,18 @@ class Ranker(BatchHandler):
 
     def encode_request(self, results: Results, request: Request) -> Any:
         """Every score in the order of the candidates, or the best ones with their places."""
+        found = self.outputs(results, request)
+        if not request.state:
+            listed = found["scores"]
+            return {"predictions": listed} if request.style is Style.V1 else {"scores": listed}
+        pairs = zip(found["index"], found["score"], strict=True)
+        best = [{"index": index, "score": score} for index, score in pairs]
+        return {"predictions": best} if request.style is Style.V1 else {"top": best}
+
+    def outputs(self, results: Results, request: Request) -> Mapping[str, Any]:
+        """``scores`` float32 [n]; or of the best k ``index`` int64 [k], their places, and ``score`` float32 [k]."""
         scores = results["scores"]
         if not request.state:
-            return {"scores": scores}
+            return results
         best = np.argsort(-scores, kind="stable")[: request.state]
-        return {"top": [{"index": index, "score": scores[index]} for index in best]}
+        return {"index": best, "score": scores[best]}

@@ -27,6 +27,7 @@ from ts_mps.batching import (
     numbers,
 )
 from ts_mps.batching.attention import padding, register
+from ts_mps.batching.texts import cut_text, limit_texts
 
 _NONE = np.empty(0, np.int64)
 
@@ -42,6 +43,7 @@ class TextClassifier(BatchHandler):
             top_k: How many labels to answer, the best first; 0 for all. One label is answered without a list.
             function: What makes scores of logits; ``auto``: sigmoid for a multi-label model, softmax for others.
             truncate: Cut what is too long; otherwise it is answered with 413.
+            max_request_characters: Most characters of all texts of one request; more is answered with 413.
             pooling: How token vectors become one sentence vector: their ``mean``, or the first one (``cls``).
             normalize: Scale sentence vectors to length 1.
         """
@@ -50,6 +52,7 @@ class TextClassifier(BatchHandler):
         top_k: int = 1
         function: Literal["auto", "softmax", "sigmoid"] = "auto"
         truncate: bool = True
+        max_request_characters: int = 262_144
         pooling: Literal["mean", "cls"] = "mean"
         normalize: bool = True
 
@@ -102,15 +105,19 @@ class TextClassifier(BatchHandler):
             given = value if isinstance(value, list) else [row for row in np.atleast_2d(value)]
         else:
             given = request.instances()
-        return Instances({"given": [self._read(one) for one in given]})
+        read = [self._read(one) for one in given]
+        limit_texts(read, self.options.max_request_characters)
+        return Instances({"given": read})
 
     def _read(self, one: Any) -> Any:
         """One instance: token ids as an array, a text, or a pair of texts."""
         if isinstance(one, dict):
             if "input_ids" in one:
                 one = one["input_ids"]
+                if not isinstance(one, list):
+                    raise RequestError("input_ids: must be a list of token ids.")
             elif isinstance(one.get("text_pair"), str) and isinstance(one.get("text"), str):
-                return one["text"], one["text_pair"]
+                return self._start(one["text"]), self._start(one["text_pair"])
             else:
                 one = one.get("text", one.get("inputs"))
         if isinstance(one, (bytes, bytearray)):
@@ -119,7 +126,7 @@ class TextClassifier(BatchHandler):
             except UnicodeDecodeError as error:
                 raise RequestError("The text is not UTF-8.", 400) from error
         if isinstance(one, str):
-            return one
+            return self._start(one)
         ids = numbers(one, "int64", "input_ids") if isinstance(one, (list, np.ndarray)) else None
         if ids is None or ids.ndim != 1:
             raise RequestError('An instance must be a text, {"text": ...} or {"input_ids": [...]}.')
@@ -128,6 +135,9 @@ class TextClassifier(BatchHandler):
         if ids.size and (ids.min() < 0 or ids.max() >= self._vocabulary):
             raise RequestError(f"input_ids: must be from 0 to {self._vocabulary - 1}.")
         return ids
+
+    def _start(self, text: str) -> str:
+        return cut_text(text, self._longest) if self.options.truncate else text
 
     def prepare(self, requests: list[Instances]) -> list[Instances]:
         """Tokenise the texts of all requests in one call, which the tokenizer spreads over its threads."""

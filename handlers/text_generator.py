@@ -20,6 +20,7 @@ from ts_mps.batching.decoder import load_decoder
 from ts_mps.batching.generation import BROKEN, WISHES, GenerationRunner
 from ts_mps.batching.respond import wants_tensors
 from ts_mps.batching.sampling import Sampling, Wish
+from ts_mps.batching.texts import cut_text, limit_texts
 
 _REASONS = ("stop", "length")
 
@@ -40,6 +41,7 @@ class TextGenerator(BatchHandler):
                 ``start``.
             stop_token_ids: Tokens that end an answer; null for those of the model's generation config.
             add_special_tokens: Whether the tokenizer adds what the model expects around a prompt.
+            max_request_characters: Most characters of all prompts of one request; more is answered with 413.
         """
 
         max_new_tokens: Annotated[pydantic.StrictInt, pydantic.Field(gt=0)] = 256
@@ -47,6 +49,7 @@ class TextGenerator(BatchHandler):
         truncate: Literal["refuse", "end", "start"] = "refuse"
         stop_token_ids: tuple[pydantic.StrictInt, ...] | None = None
         add_special_tokens: pydantic.StrictBool = True
+        max_request_characters: Annotated[pydantic.StrictInt, pydantic.Field(gt=0)] = 262_144
 
     inputs = {"input_ids": Input("int64", (LENGTH,))}  # noqa: RUF012  # the base declares it so
 
@@ -100,6 +103,7 @@ class TextGenerator(BatchHandler):
         """Prompts as text or token ids, each with what is wished of its answer."""
         given = self._given(request)
         read = [self._read(one, request.parameters) for one in given]
+        limit_texts([prompt for prompt, _ in read], self.options.max_request_characters)
         return Instances({"prompt": [prompt for prompt, _ in read], "wish": [wish for _, wish in read]})
 
     def _given(self, request: Request) -> Sequence[Any]:
@@ -135,7 +139,9 @@ class TextGenerator(BatchHandler):
                 raise RequestError("The prompt is not UTF-8.", 400) from error
         if not isinstance(prompt, str):
             raise RequestError("prompt: a text is needed.")
-        return prompt, wish
+        if self.options.truncate == "refuse":
+            return prompt, wish
+        return cut_text(prompt, self._longest, end=self.options.truncate == "end"), wish
 
     def prepare(self, requests: list[Instances]) -> list[Instances]:
         """Tokenise the prompts of all requests in one call, which the tokenizer spreads over its threads."""

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 import torch
 from handling import Served, build_module, npy
+from serving import Serving
+from support import eventually
 
 from ts_mps.batching.grid import Shape
+from ts_mps.guardian.state import load_state
 
 pytestmark = pytest.mark.gpu
 
@@ -295,3 +299,36 @@ def test_generation_in_half_precision_follows_the_model(qwen: Path, dtype: str) 
         lost = logits.max(-1).values - logits.gather(1, torch.tensor(chosen)[:, None])[:, 0]
         spread = float(logits.max() - logits.min())
         assert float(lost.max()) < {"fp16": 0.01, "bf16": 0.05}[dtype] * spread
+
+
+def test_a_worker_that_lost_its_gpu_answers_and_is_replaced(serving: Serving) -> None:
+    """On the real server under MPS: 503 for its whole batch, nothing for its neighbour, and a new worker after it."""
+    fails = """
+import torch
+from ts_mps.batching import BatchHandler, Input, Instances
+
+class Table(BatchHandler):
+    inputs = {"x": Input("int64", (1,))}
+    def load(self, folder): return torch.nn.Embedding(10, 2)
+    def decode(self, request): return Instances({"x": request.array("int64", (1,))})
+    def run(self, batch): return self.model(batch["x"][:, 0])
+    def encode(self, result, request): return result["output"]
+"""
+    serving.archive("table", fails, workers=1, batchSize=2)
+    serving.archive("other", fails, workers=1, batchSize=2)
+    started = serving.start("--models", "table.mar", "other.mar", "--disable-token-auth", "--mps", "on")
+    assert started.returncode == 0, started.stderr
+    host = load_state(serving.paths()).endpoints.inference
+    url = f"http://{host.host}:{host.port}/predictions"
+    pids = {worker.slot.model: worker.pid for worker in serving.workers()}
+    assert requests.post(f"{url}/table", json=[[3]], timeout=30).status_code == 200
+    lost = requests.post(f"{url}/table", json=[[99]], timeout=30)
+    assert (lost.status_code, lost.json()["code"]) == (503, 503)
+    assert "being replaced" in lost.json()["message"]
+    assert requests.post(f"{url}/other", json=[[3]], timeout=30).status_code == 200, "the neighbour was harmed"
+    assert eventually(lambda: requests.post(f"{url}/table", json=[[3]], timeout=60).status_code == 200, 60)
+    after = {worker.slot.model: worker.pid for worker in serving.workers()}
+    assert after["table"] != pids["table"]
+    assert after["other"] == pids["other"]
+    assert serving.ts_mps("stop").returncode == 0
+    assert serving.left() == []

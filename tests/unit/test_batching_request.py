@@ -170,7 +170,7 @@ def test_tensors_of_a_form_have_the_other_parts_as_parameters() -> None:
     one = request(("k", bytearray(b"5"), ""), ("data", bytearray(write_npy(array)), NPY), ("t", "x", "text/plain"))
     found = one.tensors()
     assert found is not None and found[""].tolist() == array.tolist()
-    assert one.parameters == {"k": "5", "t": "x"} and one.style is Style.MANY
+    assert one.parameters == {"k": 5, "t": "x"} and one.style is Style.MANY
 
 
 def test_binary_tensors() -> None:

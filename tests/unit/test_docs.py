@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+from handling import Served, module_of
 
 from ts_mps.cli.main import VERBS
 from ts_mps.cli.reference import commands, exit_codes
@@ -41,3 +43,52 @@ def test_the_generated_reference_is_fresh():
 
 def test_the_example_configuration_can_be_read():
     assert "inference_address" in properties.read(ROOT / "config/config.properties").values
+
+
+def test_the_example_handler_is_short_and_serves(tmp_path, monkeypatch):
+    """The blocks of docs/how-to/write-a-handler.md, as pasted; its answers do not depend on the batch."""
+    import torch
+
+    page = (ROOT / "docs/how-to/write-a-handler.md").read_text()
+    model, handler = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (config,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (rejected,) = re.findall(r'^(\{"code".*)$', page, re.MULTILINE)
+    assert len(handler.splitlines()) < 40
+    (tmp_path / "model.py").write_text(model)
+    (tmp_path / "byte_classifier.py").write_text(handler)
+    (tmp_path / "byte_classifier.yaml").write_text(config)
+    torch.save(module_of(tmp_path / "model.py").ByteModel().state_dict(), tmp_path / "model.pt")
+    monkeypatch.setattr("handling.HANDLERS", tmp_path)
+
+    served = Served("byte_classifier", tmp_path)
+    both = {"instances": ["good", "a long text of more than thirty-two bytes"]}
+    bad = {"instances": ["good", 7]}
+    many, refused, one = served.ask((both, "application/json"), (bad, "application/json"), ("good", "text/plain"))
+    assert many.json["predictions"][0]["label"] in yaml.safe_load(config)["handler"]["labels"]
+    assert many.json["predictions"][0]["score"] == pytest.approx(one.json["score"], abs=1e-6)
+    assert (refused.status, refused.body.decode()) == (422, rejected)
+
+
+def test_the_reference_names_every_option_and_metric():
+    from ts_mps.batching import BatchingOptions
+
+    page = (ROOT / "docs/reference/handlers.md").read_text()
+    sections = dict(re.findall(r"^##+ `?(?:The section `)?(\w+)`?\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    wanted = {file.stem: yaml.safe_load(file.read_text())["handler"] for file in ROOT.glob("handlers/*.yaml")}
+    for section, options in {**wanted, "batching": BatchingOptions.model_fields}.items():
+        for option in options:
+            assert f"`{option}`" in sections[section], f"{section}: {option}"
+    declared = yaml.safe_load((ROOT / "ts_mps/data/metrics.yaml").read_text())["model_metrics"]
+    metrics = (ROOT / "docs/reference/metrics.md").read_text()
+    for metric in (one["name"] for kind in declared.values() for one in kind if one["name"].startswith("Batch")):
+        assert f"| `{metric}` |" in metrics
+
+
+def test_the_batching_package_imports_downwards_as_told():
+    page = (ROOT / "docs/architecture.md").read_text().partition("## The batching package")[2].partition("\n## ")[0]
+    rows = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)]
+    level = {module: number for number, modules in enumerate(rows) for module in modules}
+    for file in (ROOT / "ts_mps/batching").glob("[a-z]*.py"):
+        found = re.findall(r"^\s*from ts_mps\.batching(?:\.(\w+))? import (\w+)", file.read_text(), re.MULTILINE)
+        for module in (module or name for module, name in found):
+            assert level[file.stem] < level[module], f"{file.stem} imports {module}"

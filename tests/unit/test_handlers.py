@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pytest
 import safetensors.numpy
 import torch
@@ -160,7 +161,8 @@ def test_ranking_in_every_format_is_the_same(ranker: Served) -> None:
         ({"dense": dense.tolist(), "sparse": sparse.tolist()}, JSON),
     )
     for answer in answers:
-        assert answer.json["scores"] == pytest.approx(answers[0].json["scores"], abs=1e-6)
+        scores = answer.json.get("scores") or answer.json["predictions"]
+        assert scores == pytest.approx(answers[0].json["scores"], abs=1e-6)
 
 
 def test_top_k_names_the_best_candidates(ranker: Served) -> None:
@@ -170,6 +172,27 @@ def test_top_k_names_the_best_candidates(ranker: Served) -> None:
         "top"
     ]
     assert [one["index"] for one in top] == np.argsort(-every)[:3].tolist()
+
+
+def test_top_k_in_every_style(ranker: Served) -> None:
+    rows = candidates(20)
+    every = np.array(ranker.ask(npy(rows))[0].json["scores"])
+    best = np.argsort(-every)[:2].tolist()
+    v1, scored = ranker.ask(({"instances": rows.tolist(), "top_k": 2}, JSON), ({"instances": rows.tolist()}, JSON))
+    assert [one["index"] for one in v1.json["predictions"]] == best
+    assert scored.json["predictions"] == pytest.approx(every.tolist())
+    data = {"name": "rows", "shape": [20, 39], "datatype": "FP32", "data": rows.ravel().tolist()}
+    v2 = ranker.ask(({"inputs": [data], "parameters": {"top_k": 2}}, JSON))[0].json["outputs"]
+    assert [(one["name"], one["shape"]) for one in v2] == [("index", [2]), ("score", [2])]
+    assert v2[0]["data"] == best
+
+
+def test_parameters_of_a_form(ranker: Served) -> None:
+    body, kind = npy(candidates(5))
+    handler, context = ranker.handler, ranker.context
+    context.headers, context.statuses = [{"data": {"content-type": kind}, "top_k": {"content-type": ""}}], {}
+    answer = orjson.loads(handler.handle([{"data": body, "top_k": bytearray(b"2")}], context)[0])
+    assert len(answer["top"]) == 2
 
 
 def test_binary_answers(ranker: Served) -> None:
@@ -221,6 +244,10 @@ def test_images_in_every_form(images: Served) -> None:
     assert [answer.status for answer in answers] == [200] * 4
     assert answers[1].json == answers[0].json
     assert answers[2].json == [answers[0].json] * 2
+    v2 = {"inputs": [{"name": "image", "shape": [2], "datatype": "BYTES", "data": [text, text]}]}
+    output = images.ask((v2, JSON))[0].json["outputs"][0]
+    assert output["shape"] == [2, 10]
+    assert max(output["data"]) == pytest.approx(answers[0].json["score"])
 
 
 def test_preprocessing_is_that_of_transformers(images: Served) -> None:
@@ -285,3 +312,38 @@ def test_a_decompression_bomb_is_refused_by_its_header(images: Served) -> None:
     )
     answer = images.ask((body, "image/png"))[0]
     assert answer.status in (413, 422)
+
+
+# -- limits of a whole request -------------------------------------------------------------------------------------
+
+
+def test_images_are_counted_before_any_is_decoded(images: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr(images.handler, "_pixels", lambda *_: decoded.append(1))
+    many = [base64.b64encode(image((1, 1))).decode()] * 5000
+    answer = images.ask((many, JSON))[0]
+    assert (answer.status, decoded) == (413, [])
+
+
+def test_the_pixels_of_a_request_are_limited_together(images: Served) -> None:
+    """A PNG of 0.9 million black pixels has about a kilobyte: a body of megabytes could hold thousands of them."""
+    file = io.BytesIO()
+    Image.new("1", (950, 950)).save(file, "PNG")
+    one = base64.b64encode(file.getvalue()).decode()
+    allowed = images.handler.options.max_request_pixels // 950**2
+    assert images.ask(([one] * 3, JSON))[0].status == 200
+    answer = images.ask(([one] * (allowed + 1), JSON))[0]
+    assert (answer.status, "together" in answer.json["message"]) == (413, True)
+
+
+def test_much_text_is_refused_before_it_is_tokenised(texts: Served, bert: Path) -> None:
+    answers = texts.ask(("! " * 200_000, "text/plain"), (["! " * 1000] * 140, JSON))
+    # The first is cut to what can matter, the second has too much in all.
+    assert [answer.status for answer in answers] == [200, 413]
+    assert "characters" in answers[1].json["message"]
+    strict = Served("text_classifier", bert, batching__lengths=[8], handler__truncate=False)
+    assert strict.ask(("! " * 200_000, "text/plain"))[0].status == 413
+
+
+def test_input_ids_that_are_a_text_are_refused(texts: Served) -> None:
+    assert texts.ask(({"input_ids": "abc"}, JSON))[0].status == 422

@@ -198,7 +198,8 @@ class BatchHandler:
             One body for each request; status and content type are set in the context.
         """
         began = time.perf_counter()
-        requests = [Request(fields, context.get_all_request_header(index)) for index, fields in enumerate(data)]
+        most = self.batching.max_request_instances
+        requests = [Request(fields, context.get_all_request_header(index), most) for index, fields in enumerate(data)]
         errors: dict[int, RequestError] = {}
         instances = self._decode_all(requests, errors)
         decoded = time.perf_counter()
@@ -242,9 +243,8 @@ class BatchHandler:
     def _decoded(self, request: Request) -> Instances:
         """What decode makes of a request, if it is not more than one request may hold."""
         made = self.decode(request)
-        if isinstance(made, Instances) and len(made) > self.batching.max_request_instances:
-            most = self.batching.max_request_instances
-            raise RequestError(f"The request has {len(made)} instances; at most {most} are served.", 413)
+        if isinstance(made, Instances):
+            request.limit(len(made))
         return made
 
     def _each(self, make: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made | BaseException]:

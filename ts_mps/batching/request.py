@@ -44,6 +44,7 @@ class Request:
     Args:
         fields: TorchServe's dict of the request: its parts by name.
         headers: TorchServe's dict of its headers, in which each part has its own dict under its name.
+        most: Most instances that it may hold; None for no limit.
 
     Attributes:
         style: Shapes the answer; :meth:`instances` and :meth:`tensors` set it.
@@ -51,8 +52,11 @@ class Request:
         state: Free for the handler, from ``decode`` to ``encode``.
     """
 
-    def __init__(self, fields: Mapping[str, Any], headers: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], headers: Mapping[str, Any] | None = None, most: int | None = None
+    ) -> None:
         self._fields = fields
+        self._most = most
         self._headers = headers or {}
         self._lower: dict[str, str] | None = None
         self._document: Any = None
@@ -128,8 +132,22 @@ class Request:
         is one instance. Several files of a form are one instance each. Text is JSON only if its content type says so.
 
         Raises:
-            RequestError: The body is malformed.
+            RequestError: The body is malformed, or there are too many (413), before any work is spent on them.
         """
+        found = self._instances()
+        self.limit(len(found))
+        return found
+
+    def limit(self, count: int) -> None:
+        """Refuse more instances than one request may hold.
+
+        Raises:
+            RequestError: There are too many (413).
+        """
+        if self._most is not None and count > self._most:
+            raise RequestError(f"The request has {count} instances; at most {self._most} are served.", 413)
+
+    def _instances(self) -> list[Any]:
         parts = self.parts()
         if any(part.content_type in (NPY, SAFETENSORS) for part in parts):
             raise RequestError("Tensors are not served here; send JSON, text or files.", 415)
@@ -175,14 +193,15 @@ class Request:
         body = part.value
         if not isinstance(body, (bytes, bytearray)):
             return None
-        self.parameters = {other.name: _text(other.value) for other in parts if other.name != part.name}
         if part.content_type == SAFETENSORS:
-            self.style = Style.MANY
-            return dict(read_safetensors(body))
-        if part.content_type == NPY or is_npy(body):
-            self.style = Style.MANY
-            return {"": read_npy(body)}
-        return None
+            tensors = dict(read_safetensors(body))
+        elif part.content_type == NPY or is_npy(body):
+            tensors = {"": read_npy(body)}
+        else:
+            return None
+        self.style = Style.MANY
+        self.parameters = {other.name: _parameter(other.value) for other in parts if other.name != part.name}
+        return tensors
 
     def array(self, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
         """The request as one array of instances of a fixed shape, from any format.
@@ -250,8 +269,14 @@ def _parameters(document: Mapping[str, Any], but: set[str]) -> dict[str, Any]:
     return {**rest, **inner} if isinstance(inner, dict) else rest
 
 
-def _text(value: Any) -> Any:
-    return value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+def _parameter(value: Any) -> Any:
+    """A parameter from a form or an address, where everything is text: numbers, true and false are what they say."""
+    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
+    try:
+        parsed = orjson.loads(text) if isinstance(text, str) else text
+    except orjson.JSONDecodeError:
+        return text
+    return parsed if isinstance(parsed, (int, float)) else text
 
 
 def _unicode(text: str) -> str:
