@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,7 @@ _log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-#: Long enough for the last batch's answers to reach the frontend, short enough that a dead context, which keeps an MPS
-#: server in its fault state while it exists, is soon gone.
+#: If the answers were sent in a way that is not seen, the worker leaves after this time all the same.
 _ANSWERING_S = 0.5
 
 #: What a worker exits with after it lost its GPU.
@@ -61,10 +61,19 @@ def survives(device: torch.device) -> bool:
 
 
 def leave_after_answering(exit_process: Callable[[int], object] = os._exit) -> threading.Thread:
-    """End this process once its answers are out; TorchServe then starts another worker.
+    """End this process as soon as its answers are sent; TorchServe then starts another worker.
 
-    A normal exit would run CUDA's own clean-up, which can hang on a dead context.
+    A dead context keeps an MPS server in its fault state while it exists, and a call to CUDA in it may hang with the
+    interpreter's lock held, so neither another batch nor a normal exit, which runs CUDA's own clean-up, may come.
+    TorchServe's worker sends all answers of a batch by one ``sendall`` in this thread.
+
+    Returns:
+        The thread that leaves if no ``sendall`` is seen.
     """
+
+    def sent(frame: object, event: str, function: object) -> None:
+        if event == "c_return" and getattr(function, "__name__", "") == "sendall":
+            exit_process(EXIT_DEVICE_LOST)
 
     def leave() -> None:
         time.sleep(_ANSWERING_S)
@@ -73,4 +82,5 @@ def leave_after_answering(exit_process: Callable[[int], object] = os._exit) -> t
     _log.error("This worker cannot use its GPU any more and leaves; TorchServe starts another one.")
     thread = threading.Thread(target=leave, name="leave", daemon=True)
     thread.start()
+    sys.setprofile(sent)
     return thread

@@ -190,6 +190,7 @@ class BatchHandler:
         threads = self.batching.decode_threads or (torch.get_num_threads() if self.parallel_decode else 1)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
         self._answered = time.perf_counter()
+        self._lost = False
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. Called by TorchServe with one dict for each request.
@@ -309,18 +310,25 @@ class BatchHandler:
     def _run(self, instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
         if not instances:
             return Outcome()
+        if self._lost:
+            return self._all_lost(instances, errors)
         self._instances = instances
         pool = Pool.of([(index, len(one), one.lengths) for index, one in instances.items()])
         try:
             outcome = self._pipeline.run(pool)
         except DeviceLost as error:
             _log.error("The GPU was lost: %s", str(error).partition("\n")[0])
+            self._lost = True
             leave_after_answering()
-            for index in instances:
-                errors[index] = RequestError("The GPU failed and this worker is being replaced; send it again.", 503)
-            return Outcome()
+            return self._all_lost(instances, errors)
         errors.update(outcome.errors)
         return outcome
+
+    @staticmethod
+    def _all_lost(instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
+        for index in instances:
+            errors[index] = RequestError("The GPU failed and this worker is being replaced; send it again.", 503)
+        return Outcome()
 
     def _filler(self, chunk: Chunk) -> Fill:
         parts = [self._instances[span.request].part(span.start, span.stop) for span in chunk.spans]
