@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ts_mps.mps.control import Control, DaemonNotFound
 from ts_mps.mps.daemon import acquire
 from ts_mps.paths import Home
 from ts_mps.plan.model import PlannedGpu, Slot
-from ts_mps.torchserve.attach import environment, prove, take_share, wait_for_daemon
+from ts_mps.torchserve.attach import NotAClient, environment, prove, take_share, wait_for_daemon
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")
@@ -151,12 +152,19 @@ class TestProve:
         assert prove(GPU, control, "m").server in control.servers()
         assert used == ["cuda"]
 
+    def test_a_client_that_is_listed_late_is_waited_for(self, control, monkeypatch):
+        import torch
+
+        late = threading.Timer(0.4, self.register, [control])
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: late.start())
+        assert prove(GPU, control, "m").server in control.servers()
+
     def test_a_process_past_mps_is_found_out(self, control, monkeypatch):
         import torch
 
         monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
-        with pytest.raises(MpsError) as error:
-            prove(GPU, control, "m")
+        with pytest.raises(NotAClient) as error:
+            prove(GPU, control, "m", seconds=0.3)
         for part in ("model m", str(os.getpid()), GPU.label, "/pipe", "without MPS"):
             assert part in error.value.what
         assert "CUDA_MPS_PIPE_DIRECTORY" in error.value.remedy

@@ -172,6 +172,17 @@ class TestNotReady:
             start.wait(StubApi(m=1), models("m"))
         assert "traceback" not in error.value.remedy and error.value.details == ""
 
+    def test_a_worker_that_may_well_load_the_next_time_gets_a_second_chance(self, start):
+        missed = [WorkerFailure(pid, "m", None, "not in the client list", "", again=True) for pid in (7, 8)]
+        start.events = [lambda: [record_failure(start.paths, one) for one in missed], start.claim]
+        assert start.wait(StubApi(m=1), models("m"))
+
+    def test_not_more_than_a_few_of_them(self, start):
+        missed = [WorkerFailure(pid, "m", None, "not in the client list", "", again=True) for pid in (7, 8, 9)]
+        start.events = [lambda: [record_failure(start.paths, one) for one in missed]]
+        with pytest.raises(NotReadyError, match="not in the client list"):
+            start.wait(StubApi(m=1), models("m"))
+
     def test_a_failure_of_an_earlier_start_does_not_count(self, start):
         record_failure(start.paths, WorkerFailure(7, "m", None, "old", "", time=1000.0))
         start.claim()

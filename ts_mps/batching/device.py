@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,8 +16,8 @@ _log = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-#: If the answers were sent in a way that is not seen, the worker leaves after this time all the same.
-_ANSWERING_S = 0.5
+#: How long a worker without its GPU waits for another batch to end with.
+_LINGERING_S = 0.5
 
 #: What a worker exits with after it lost its GPU.
 EXIT_DEVICE_LOST = 70
@@ -60,27 +59,25 @@ def survives(device: torch.device) -> bool:
         return False
 
 
-def leave_after_answering(exit_process: Callable[[int], object] = os._exit) -> threading.Thread:
-    """End this process as soon as its answers are sent; TorchServe then starts another worker.
+def leave(exit_process: Callable[[int], object] = os._exit) -> None:
+    """End this process at once. A normal exit runs CUDA's own clean-up, which can hang on a dead context."""
+    exit_process(EXIT_DEVICE_LOST)
 
-    A dead context keeps an MPS server in its fault state while it exists, and a call to CUDA in it may hang with the
-    interpreter's lock held, so neither another batch nor a normal exit, which runs CUDA's own clean-up, may come.
-    TorchServe's worker sends all answers of a batch by one ``sendall`` in this thread.
 
-    Returns:
-        The thread that leaves if no ``sendall`` is seen.
+def leave_after_answering() -> threading.Thread:
+    """End this process when no other batch comes for a moment; whoever gets one before calls :func:`leave`.
+
+    TorchServe 0.12.0 answers the requests of a batch whose worker dies, but it loses those that it is just gathering
+    for a worker, and their clients wait for ever. So where requests come one after another a worker does best to die
+    with a batch in its hands. It must not wait for long: a dead context keeps an MPS server in its fault state while
+    it exists.
     """
 
-    def sent(frame: object, event: str, function: object) -> None:
-        if event == "c_return" and getattr(function, "__name__", "") == "sendall":
-            exit_process(EXIT_DEVICE_LOST)
-
-    def leave() -> None:
-        time.sleep(_ANSWERING_S)
-        exit_process(EXIT_DEVICE_LOST)
+    def wait() -> None:
+        time.sleep(_LINGERING_S)
+        leave()
 
     _log.error("This worker cannot use its GPU any more and leaves; TorchServe starts another one.")
-    thread = threading.Thread(target=leave, name="leave", daemon=True)
+    thread = threading.Thread(target=wait, name="leave", daemon=True)
     thread.start()
-    sys.setprofile(sent)
     return thread

@@ -15,7 +15,7 @@ import torch
 
 from ts_mps.batching import respond
 from ts_mps.batching.batch import LENGTHS, Batch, Model, Results
-from ts_mps.batching.device import choose_device, choose_dtype, leave_after_answering, survives
+from ts_mps.batching.device import choose_device, choose_dtype, leave, leave_after_answering, survives
 from ts_mps.batching.errors import DeviceLost, RequestError
 from ts_mps.batching.formats import numbers
 from ts_mps.batching.gather import Chunk, Pool
@@ -198,6 +198,8 @@ class BatchHandler:
         Returns:
             One body for each request; status and content type are set in the context.
         """
+        if self._lost:
+            leave()
         began = time.perf_counter()
         most = self.batching.max_request_instances
         requests = [Request(fields, context.get_all_request_header(index), most) for index, fields in enumerate(data)]
@@ -310,8 +312,6 @@ class BatchHandler:
     def _run(self, instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
         if not instances:
             return Outcome()
-        if self._lost:
-            return self._all_lost(instances, errors)
         self._instances = instances
         pool = Pool.of([(index, len(one), one.lengths) for index, one in instances.items()])
         try:
@@ -320,15 +320,11 @@ class BatchHandler:
             _log.error("The GPU was lost: %s", str(error).partition("\n")[0])
             self._lost = True
             leave_after_answering()
-            return self._all_lost(instances, errors)
+            for index in instances:
+                errors[index] = RequestError("The GPU failed and this worker is being replaced; send it again.", 503)
+            return Outcome()
         errors.update(outcome.errors)
         return outcome
-
-    @staticmethod
-    def _all_lost(instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
-        for index in instances:
-            errors[index] = RequestError("The GPU failed and this worker is being replaced; send it again.", 503)
-        return Outcome()
 
     def _filler(self, chunk: Chunk) -> Fill:
         parts = [self._instances[span.request].part(span.start, span.stop) for span in chunk.spans]

@@ -48,8 +48,8 @@ class BatchReport:
     encode_s: float
 
 
-#: The metrics' names as declared in metrics.yaml, in the order of the report's fields.
-_NAMES = (
+#: The counters' names as declared in metrics.yaml, in the order of the report's fields.
+NAMES = (
     "BatchRequests",
     "BatchInstances",
     "BatchRuns",
@@ -63,6 +63,9 @@ _NAMES = (
     "BatchRunTime",
     "BatchEncodeTime",
 )
+
+#: The last batch's requests, and the share of padding in its runs.
+GAUGES = ("BatchSize", "BatchPadding")
 
 
 class Emitter:
@@ -83,12 +86,13 @@ class Emitter:
         """Write one report: the counters, and the last batch's size and padding share as gauges."""
         tail = f"|#hostname:{self._host},{int(time.time())}"
         lines = []
-        for name, item in zip(_NAMES, fields(report), strict=True):
+        for name, item in zip(NAMES, fields(report), strict=True):
             value: Any = getattr(report, item.name)
             timed = item.name.endswith("_s")
             text = f"ms:{value * _MS:.3f}" if timed else f"count:{value}"
             lines.append(f"[METRICS]{name}.{text}{self._dimensions}COUNTER{tail}")
         padding = 100 * (1 - report.tokens / report.padded_tokens) if report.padded_tokens else 0.0
-        lines.append(f"[METRICS]BatchSize.count:{report.requests}{self._dimensions}GAUGE{tail}")
-        lines.append(f"[METRICS]BatchPadding.percent:{padding:.2f}{self._dimensions}GAUGE{tail}")
+        gauges = (f"count:{report.requests}", f"percent:{padding:.2f}")
+        for name, text in zip(GAUGES, gauges, strict=True):
+            lines.append(f"[METRICS]{name}.{text}{self._dimensions}GAUGE{tail}")
         _log.info("%s", "\n".join(lines))

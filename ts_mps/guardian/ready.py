@@ -19,6 +19,9 @@ from ts_mps.torchserve.failures import WorkerFailure, failures
 #: because describing a model makes it start one nvidia-smi per worker.
 PAUSE = 0.1
 
+#: How many workers of a start may leave for a reason that need not stand for the next one.
+SECOND_CHANCES = 2
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -128,9 +131,11 @@ def _check_java(status: int | None, evidence: Evidence) -> None:
 
 
 def _check_failures(found: tuple[WorkerFailure, ...]) -> None:
-    if not found:
+    # TorchServe starts another worker in the place of one that left.
+    final = [failure for failure in found if not failure.again]
+    if not final and len(found) <= SECOND_CHANCES:
         return
-    first = found[0]
+    first = final[0] if final else found[0]
     version = f" (version {first.version})" if first.version else ""
     raise NotReadyError(
         f"A worker of model {first.model}{version} did not load: {first.what}",

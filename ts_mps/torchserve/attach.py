@@ -15,6 +15,14 @@ from ts_mps.slots import Proof
 #: How long a worker waits for its daemon. TorchServe allows a LOAD 120 s by default (default_startup_timeout).
 DAEMON_SECONDS = 90.0
 
+#: How long a worker looks for itself in its daemon's client list. Of some hundred workers that started side by side on
+#: an H200 one was not in it at its first look, after seconds of work on the GPU.
+PROOF_SECONDS = 5.0
+
+
+class NotAClient(MpsError):
+    """This process uses the GPU past MPS, for all that its daemon says."""
+
 
 def environment(slot: Slot, gpu: PlannedGpu | None, no_mps: Path) -> dict[str, str]:
     """The variables that make this process what its slot says, for the time before CUDA is first used.
@@ -85,14 +93,14 @@ def wait_for_daemon(
         sleep(0.2)
 
 
-def prove(gpu: PlannedGpu, control: Control, model: str) -> Proof:
+def prove(gpu: PlannedGpu, control: Control, model: str, seconds: float = PROOF_SECONDS) -> Proof:
     """Find this process in the client list of its GPU's daemon.
 
     A handler that has not used CUDA while it loaded has no context yet; one is opened here, so that no worker serves
     unproven and the first request does not pay for it.
 
     Raises:
-        MpsError: The process has a CUDA context and is no client: it runs without MPS, or in another PID namespace
+        NotAClient: The process has a CUDA context and is no client: it runs without MPS, or in another PID namespace
             than its daemon.
     """
     proof = _look(control)
@@ -101,10 +109,12 @@ def prove(gpu: PlannedGpu, control: Control, model: str) -> Proof:
     import torch
 
     torch.zeros(1, device="cuda")
-    proof = _look(control)
+    deadline = time.monotonic() + seconds
+    while (proof := _look(control)) is None and time.monotonic() < deadline:
+        time.sleep(0.1)
     if proof is not None:
         return proof
-    raise MpsError(
+    raise NotAClient(
         f"A worker of model {model} (pid {os.getpid()}) uses {gpu.label} and is not in the client list of its MPS "
         f"daemon at {gpu.pipe}: it runs without MPS, or in another PID namespace than the daemon.",
         "A handler must not change CUDA_MPS_PIPE_DIRECTORY or CUDA_VISIBLE_DEVICES; in containers the daemon and the "

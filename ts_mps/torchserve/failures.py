@@ -22,6 +22,7 @@ class WorkerFailure:
         version: Model version, if known.
         what: The exception or the refusal, one line.
         traceback: The worker's traceback, or a refusal's details; may be empty.
+        again: Whether the next worker in its place may well load.
         time: Seconds since the epoch.
     """
 
@@ -30,6 +31,7 @@ class WorkerFailure:
     version: str | None
     what: str
     traceback: str
+    again: bool = False
     time: float = field(default_factory=time.time)
 
 

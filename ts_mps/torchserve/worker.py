@@ -26,7 +26,7 @@ from ts_mps.mps.control import Control
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan
 from ts_mps.slots import Claim, claim
-from ts_mps.torchserve.attach import environment, prove, take_share, wait_for_daemon
+from ts_mps.torchserve.attach import NotAClient, environment, prove, take_share, wait_for_daemon
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
 from ts_mps.torchserve.reading import read_buffered
 
@@ -67,7 +67,8 @@ class Worker(stock.TorchModelServiceWorker):  # type: ignore[misc]
             service, message, code = self._attach_and_load(model, version, load_model_request)
         except TsMpsError as error:
             logging.error("%s", error)
-            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, str(error), error.details))
+            again = isinstance(error, NotAClient)
+            record_failure(self._instance, WorkerFailure(os.getpid(), model, version, str(error), error.details, again))
             return None, str(error), OUT_OF_RESOURCES
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
