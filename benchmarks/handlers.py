@@ -128,7 +128,7 @@ class Bench:
             )
             bursts.setdefault(name, []).append(seen)
             if before:
-                found["stages_ms"] = _stages(before, server.batch_counters(name))
+                found["stages_ms"] = _stages(before, server.batch_counters(name), row.workers, seen.requests_per_s)
             found["bursts"] = {name: [asdict(one) for one in many] for name, many in bursts.items()}
 
         for _ in range(self.options.repeats):
@@ -193,12 +193,19 @@ def _torchserve(row: Row) -> dict[str, object]:
     }
 
 
-def _stages(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """What one batch was spent on, in milliseconds, and its size, between two looks at the counters."""
+def _stages(before: dict[str, float], after: dict[str, float], workers: int, requests_per_s: float) -> dict[str, float]:
+    """What one run of a worker was spent on, in milliseconds, and its requests, between two looks at the counters.
+
+    ``torchserve`` is what is left of a worker's time: reading, sending and waiting. The handler's own idle time would
+    count the pauses between bursts.
+    """
     spent = {name: after[name] - before[name] for name in after if name in before}
-    batches = spent["BatchRuns"] or 1.0
-    stages = {name[5:-4].lower(): spent[name] / batches for name in spent if name.endswith("Time")}
-    return {**stages, "requests": spent["BatchRequests"] / batches}
+    runs = spent["BatchRuns"] or 1.0
+    names = {"decode": "BatchDecodeTime", "run": "BatchRunTime", "encode": "BatchEncodeTime"}
+    stages = {name: spent[counter] / runs for name, counter in names.items()}
+    requests = spent["BatchRequests"] / runs
+    whole = 1e3 * workers * requests / requests_per_s if requests_per_s else 0.0
+    return {**stages, "torchserve": whole - sum(stages.values()), "requests": requests}
 
 
 def _median(many: Sequence[Burst]) -> dict[str, float]:
