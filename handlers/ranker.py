@@ -92,7 +92,7 @@ class Ranker(BatchHandler):
     def _json(self, request: Request) -> dict[str, Any]:
         document = request.document()
         if isinstance(document, dict) and {"dense", "sparse"} <= document.keys():
-            request.parameters = {name: value for name, value in document.items() if name not in ("dense", "sparse")}
+            request.add_parameters(document, {"dense", "sparse"})
             return {name: document[name] for name in ("dense", "sparse")}
         rows = request.instances()
         if rows and all(isinstance(row, dict) for row in rows):

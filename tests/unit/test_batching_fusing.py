@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -82,3 +86,16 @@ def test_other_layers_are_left_alone() -> None:
     odd = Odd()
     fusing.fuse(odd)
     assert all(type(one) is torch.nn.Linear for one in odd.children())
+
+
+@pytest.mark.parametrize(("config", "kind"), [(CohereConfig, CohereForCausalLM), (GlmConfig, GlmForCausalLM)])
+def test_rotations_of_another_kind_are_left_as_they_are(config, kind) -> None:
+    """Cohere interleaves the halves, and GLM turns a part of each head."""
+    torch.manual_seed(0)
+    model = kind(config(**SIZE, head_dim=8, pad_token_id=0)).eval()
+    ids = torch.randint(1, 50, (2, 40))
+    with torch.inference_mode():
+        wanted = model(ids).logits
+        fusing.fuse(model)
+        assert not isinstance(model.model.rotary_emb, fusing._Rotary)
+        assert torch.allclose(model(ids).logits, wanted, rtol=1e-4, atol=1e-5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -326,3 +327,51 @@ def test_any_request_is_read_or_refused(parts: list, call: str) -> None:
         if call == "instances":
             assert isinstance(made, list)
         assert one.style is not Style.ONE or call not in ("array", "instances") or len(made) == 1
+
+
+# -- what stands beside a body ---------------------------------------------------------------------------------------
+
+
+def test_the_address_has_parameters_whatever_the_body_is() -> None:
+    one = request(("top_k", bytearray(b"5"), ""), ("body", {"instances": ["a", "b"], "x": 1}, JSON))
+    assert (one.instances(), one.style, one.parameters) == (["a", "b"], Style.V1, {"top_k": 5, "x": 1})
+    two = request(("x", bytearray(b"y"), ""), ("body", "text", "text/plain"))
+    assert (two.instances(), two.style, two.parameters) == (["text"], Style.ONE, {"x": "y"})
+    tensor = {"name": "a", "shape": [1], "datatype": "FP32", "data": [1.5]}
+    three = request(("body", {"inputs": [tensor]}, JSON), ("k", bytearray(b"2"), ""))
+    assert (three.tensors() is not None, three.style, three.parameters) == (True, Style.V2, {"k": 2})
+
+
+def test_json_as_part_data_of_a_form() -> None:
+    one = request(("data", bytearray(b'{"prompt": "a"}'), JSON), ("max_tokens", bytearray(b"3"), ""))
+    assert (one.instances(), one.parameters) == ([{"prompt": "a"}], {"max_tokens": 3})
+
+
+def test_an_instance_beside_data_is_not_taken_for_a_parameter() -> None:
+    with pytest.raises(RequestError, match="too large for a parameter") as error:
+        request(("data", bytearray(b"a"), ""), ("b", bytearray(b"x" * 5000), "")).instances()
+    assert error.value.status == 413
+
+
+# -- limits before work ----------------------------------------------------------------------------------------------
+
+
+def test_rows_without_data_are_counted() -> None:
+    file = write_npy(np.zeros((5, 0), np.float32)).replace(b"(5, 0)", b"(9999999999, 0)".ljust(6))
+    header = bytearray(file)
+    header[8:10] = (len(header) - 10).to_bytes(2, "little")
+    one = Request({"body": header}, {"body": {"content-type": NPY}}, most=100)
+    with pytest.raises(RequestError, match="at most 100") as error:
+        one.tensors()
+    assert error.value.status == 413
+    tensor = {"name": "a", "shape": [10**9, 0], "datatype": "FP32", "data": []}
+    with pytest.raises(RequestError, match="at most 100"):
+        Request({"body": {"inputs": [tensor]}}, {"body": {"content-type": JSON}}, most=100).tensors()
+
+
+def test_a_shape_of_a_million_sizes_is_refused_at_once() -> None:
+    tensor = {"name": "a", "shape": [9] * 1_000_000, "datatype": "FP32", "data": [1]}
+    began = time.monotonic()
+    with pytest.raises(RequestError, match="at most 32 sizes"):
+        request(("body", {"inputs": [tensor]}, JSON)).tensors()
+    assert time.monotonic() - began < 2

@@ -22,3 +22,13 @@ class ConfigError(ValueError):
 
 class DeviceLost(RuntimeError):
     """A CUDA error after which this process cannot use its GPU any more; nothing may be retried in it."""
+
+
+#: What may go wrong for one request: anything, as a panic in a library that is written in Rust is no Exception.
+REQUESTS_FAULT = BaseException
+
+
+def check_fault(error: BaseException) -> None:
+    """Raise an error again that is not about a request but ends the process."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit)):
+        raise error

@@ -20,6 +20,7 @@ JSON = "application/json"
 _NPY_MAGIC = b"\x93NUMPY"
 _MAX_NPY_HEADER = 1024
 _NUMBERS = "iufb"
+_MOST_AXES = 32
 _EXACT = 2.0**53  # below it float64 has every whole number
 
 #: The numeric datatypes of the Open Inference Protocol (KServe v2) that numpy has.
@@ -130,8 +131,9 @@ def read_v2(document: Mapping[str, Any]) -> dict[str, Array | list[str]]:
         shape, data = tensor.get("shape"), tensor.get("data")
         if not isinstance(data, list):
             raise RequestError(f"Input {name}: data must be a list; binary data is not read here.")
-        if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
-            raise RequestError(f"Input {name}: shape must be a list of sizes.")
+        # Bounded before anything multiplies them: the product of a million sizes takes minutes.
+        if not isinstance(shape, list) or len(shape) > _MOST_AXES or not all(map(_is_size, shape)):
+            raise RequestError(f"Input {name}: shape must be a list of at most {_MOST_AXES} sizes.")
         if datatype == "BYTES":
             if not all(isinstance(text, str) for text in data):
                 raise RequestError(f"Input {name}: data of datatype BYTES must be a flat list of texts.")
@@ -193,6 +195,10 @@ def numbers(value: Any, dtype: str, what: str) -> Array:
     if wanted.kind == "f" and not np.isfinite(converted).all():
         raise RequestError(f"{what}: holds a number outside {wanted}.")
     return converted
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _only_numbers(value: Any) -> bool:

@@ -75,19 +75,25 @@ class _Rotary(nn.Module):  # type: ignore[misc]
 
     def forward(self, *arguments: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
         cos, sin = self.rotary(*arguments, **named)
-        first, second = sin.chunk(2, -1)
-        signed = torch.cat([-first, second], -1)
-        setattr(signed, _MARK, True)
-        return cos, signed
+        return cos, _signed(sin)
+
+
+def _signed(sin: torch.Tensor) -> torch.Tensor:
+    first, second = sin.chunk(2, -1)
+    signed = torch.cat([-first, second], -1)
+    setattr(signed, _MARK, True)
+    return signed
 
 
 def _rotating(original: Callable[..., Any]) -> Callable[..., Any]:
     """transformers' ``apply_rotary_pos_emb``, which leaves the sines of :class:`_Rotary` to :func:`_rotate`."""
 
     @functools.wraps(original)
-    def apply(query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any) -> Any:
+    def apply(
+        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
+    ) -> Any:
         rotate = _rotate if hasattr(sin, _MARK) else original
-        return rotate(query, key, cos, sin, *more)
+        return rotate(query, key, cos, sin, *more, **named)
 
     setattr(apply, _MARK, True)
     return apply
@@ -144,12 +150,29 @@ def _fuse_norms(model: nn.Module) -> None:
             setattr(model.get_submodule(owner), attribute, fused)
 
 
+def _rotates_alike(model: nn.Module, rotary: nn.Module, apply: Callable[..., Any]) -> bool:
+    """Whether a model turns halves of the whole head: some interleave instead, and some turn a part of it."""
+    config: Any = model.config
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    made = torch.Generator().manual_seed(0)
+    query = torch.randn(1, heads, 64, size, generator=made)
+    key = torch.randn(1, getattr(config, "num_key_value_heads", None) or heads, 64, size, generator=made)
+    try:
+        with torch.inference_mode():
+            cos, sin = rotary(query, torch.arange(64)[None])
+            pairs = zip(apply(query, key, cos, sin), _rotate(query, key, cos, _signed(sin)), strict=True)
+            return all(torch.allclose(theirs, ours, rtol=1e-4, atol=1e-5) for theirs, ours in pairs)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+
+
 def _fuse_rotary(model: nn.Module) -> None:
     inner: Any = getattr(model, "model", None)
     rotary = getattr(inner, "rotary_emb", None)
     source: Any = sys.modules[type(model).__module__]
     apply = getattr(source, "apply_rotary_pos_emb", None)
-    if isinstance(rotary, nn.Module) and apply is not None:
+    if isinstance(rotary, nn.Module) and apply is not None and _rotates_alike(model, rotary, apply):
         inner.rotary_emb = _Rotary(rotary)
         if not hasattr(apply, _MARK):
             source.apply_rotary_pos_emb = _rotating(apply)

@@ -20,7 +20,7 @@ import torch
 
 from ts_mps.batching.batch import LENGTHS, Results
 from ts_mps.batching.decoder import Attention, Cache, Decoder, pairs
-from ts_mps.batching.errors import ConfigError
+from ts_mps.batching.errors import REQUESTS_FAULT, ConfigError, check_fault
 from ts_mps.batching.gather import Chunk
 from ts_mps.batching.grid import Grid, Shape
 from ts_mps.batching.instances import Array
@@ -145,7 +145,7 @@ class _Run:
     prompt_tokens: Array
     launched: int = 0
     missed: bool = False
-    error: Exception | None = None
+    error: BaseException | None = None
     sampled: bool = field(init=False)
     steps: int = field(init=False)
 
@@ -405,7 +405,6 @@ class GenerationRunner:
     def launch(self, chunk: Chunk, fill: Fill) -> Pending:
         """Fill host memory, and begin the run if none is on the device; its steps are made in ``wait``."""
         slot = self._slots_in_flight[self._next]
-        self._next = (self._next + 1) % IN_FLIGHT
         if slot.filled is not None:
             slot.filled.synchronize()  # the copy of a run that failed may not have been waited for
         layout = self._layout(chunk.shape)
@@ -416,10 +415,17 @@ class GenerationRunner:
         fill({**inputs, WISHES: wishes, LENGTHS: arrays[LENGTHS]})
         run = _Run(self._finish, slot, chunk, layout, list(wishes), arrays[LENGTHS][: chunk.rows].copy())
         write_controls(run.wishes, arrays, sampled=run.sampled)
+        self._next = (self._next + 1) % IN_FLIGHT
         self._flying.append(run)
         if len(self._flying) == 1:
             self._begin(run)
         return run
+
+    def reset(self) -> None:
+        """Forget the runs that were started and that nobody will wait for."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self._flying.clear()
 
     def _begin(self, run: _Run) -> None:
         """Read the prompts and choose the first tokens; an error is kept for the run that it belongs to."""
@@ -432,7 +438,8 @@ class GenerationRunner:
                     run.slot.filled.record(self._stream)
                 self._do(run, Prefill(shape.rows, shape.length, shape.full))
                 self._choose(run)
-        except Exception as error:
+        except REQUESTS_FAULT as error:
+            check_fault(error)
             run.error = error
 
     def _finish(self, run: _Run) -> Results:
@@ -452,6 +459,8 @@ class GenerationRunner:
                 self._begin(self._flying[0])
 
     def _follow(self, run: _Run, followers: Sequence[Follower]) -> None:
+        if not run.launched:
+            raise RuntimeError("a run is waited for that was never begun")
         going = list(enumerate(followers))
         for step in range(run.steps):
             with self._on_stream():

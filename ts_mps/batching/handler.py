@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from ts_mps.batching import respond
 from ts_mps.batching.batch import LENGTHS, Batch, Model, Results
 from ts_mps.batching.device import choose_device, choose_dtype, leave, leave_after_answering, survives
-from ts_mps.batching.errors import DeviceLost, RequestError
+from ts_mps.batching.errors import REQUESTS_FAULT, DeviceLost, RequestError, check_fault
 from ts_mps.batching.formats import numbers
 from ts_mps.batching.gather import Chunk, Pool
 from ts_mps.batching.grid import Grid
@@ -33,6 +34,9 @@ _log = logging.getLogger(__name__)
 _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
+#: What decoding code raises on input that it did not expect; anything else is a fault of the handler.
+_CLIENTS_FAULT = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, OSError)
+
 
 class BatchHandler:
     """A TorchServe handler that makes the most of a batch.
@@ -45,6 +49,7 @@ class BatchHandler:
         inputs: The model's inputs by name. May be set in :meth:`load` where it depends on the model.
         Options: What the section ``handler`` of model-config.yaml may hold.
         parallel_decode: Whether decoding gains from threads, as libraries do that release the interpreter's lock.
+        finite_results: Whether a result that is NaN or infinite is an error; JSON has neither.
         options: The section ``handler``, validated.
         batching: The section ``batching``, validated.
         model: What :meth:`load` returned, in eval mode, on the device, in the dtype of the options.
@@ -54,6 +59,7 @@ class BatchHandler:
 
     inputs: Mapping[str, Input]
     parallel_decode: ClassVar[bool] = False
+    finite_results: ClassVar[bool] = True
 
     class Options(Strict):
         """No options."""
@@ -266,9 +272,14 @@ class BatchHandler:
             found[index] = made
         elif isinstance(made, RequestError):
             errors[index] = made
-        elif isinstance(made, BaseException):
-            _log.warning("A request could not be decoded: %s", type(made).__name__)
+        elif isinstance(made, MemoryError):
+            errors[index] = RequestError("This server is out of memory.", 503)
+        elif isinstance(made, _CLIENTS_FAULT):
+            _log.warning("A request could not be decoded: %s", _where(made))
             errors[index] = RequestError(f"The request could not be decoded: {type(made).__name__}: {made}", 400)
+        elif isinstance(made, BaseException):
+            _log.error("A request could not be decoded: %s", _where(made))
+            errors[index] = RequestError(f"This server's handler failed on the request: {type(made).__name__}.", 500)
         else:
             _log.error("decode returned %s in place of Instances", type(made).__name__)
             errors[index] = RequestError("This server's handler did not decode the request into instances.", 500)
@@ -278,7 +289,8 @@ class BatchHandler:
         try:
             made = self.prepare([found[index] for index in indices]) if indices else []
             found.update(zip(indices, made, strict=True))
-        except Exception:
+        except REQUESTS_FAULT as error:
+            check_fault(error)
             for index in indices:
                 self._keep(index, _caught(self._prepared, found.pop(index)), found, errors)
 
@@ -317,7 +329,8 @@ class BatchHandler:
         try:
             outcome = self._pipeline.run(pool)
         except DeviceLost as error:
-            _log.error("The GPU was lost: %s", str(error).partition("\n")[0])
+            # On one line, or TorchServe might read what a client sent as a line of its own.
+            _log.error("The GPU was lost: %s", " ".join(str(error).split())[:300])
             self._lost = True
             leave_after_answering()
             for index in instances:
@@ -347,8 +360,9 @@ class BatchHandler:
                 kind, body = self._encode(outcome.results[index], request)
             except RequestError as error:
                 errors[index] = error
-            except Exception as error:
-                _log.warning("A result could not be encoded: %s", type(error).__name__)
+            except REQUESTS_FAULT as error:
+                check_fault(error)
+                _log.warning("A result could not be encoded: %s", _where(error))
                 errors[index] = RequestError(f"The result could not be encoded: {type(error).__name__}: {error}", 500)
             else:
                 context.set_response_content_type(index, kind)
@@ -360,7 +374,7 @@ class BatchHandler:
 
     def _encode(self, results: Results, request: Request) -> tuple[str, bytes]:
         for name, array in results.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if self.finite_results and array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise RequestError(
                     f"The model's result {name} is not finite (it computes in {self.batching.dtype}).", 500
                 )
@@ -394,10 +408,16 @@ def _caught(make: Callable[[_Given], _Made], given: _Given) -> _Made | BaseExcep
     """What ``make`` returns, or the exception that it raised: one request's fault is not its neighbours'."""
     try:
         return make(given)
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # a panic in a library that is written in Rust is no Exception
+    except REQUESTS_FAULT as error:
+        check_fault(error)
         return error
+
+
+def _where(error: BaseException) -> str:
+    """An error's class and the line that raised it: without its text, which may be a client's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def _column(name: str, one: Input, column: Array | Sequence[Any] | None) -> Array | list[Array]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ts_mps.batching.batch import Results
-from ts_mps.batching.errors import DeviceLost, RequestError
+from ts_mps.batching.errors import REQUESTS_FAULT, DeviceLost, RequestError, check_fault
 from ts_mps.batching.gather import Chunk, Pool, gather, halve, regather, without
 from ts_mps.batching.grid import Grid
 from ts_mps.batching.runner import IN_FLIGHT, Fill, Pending, Runner
@@ -60,7 +60,17 @@ class Pipeline:
         Raises:
             DeviceLost: The device cannot be used any more; nothing was retried after that.
         """
+        try:
+            return self._run(pool)
+        except DeviceLost:
+            raise
+        except BaseException:
+            self._runner.reset()
+            raise
+
+    def _run(self, pool: Pool) -> Outcome:
         outcome = Outcome()
+        tried: set[Chunk] = set()
         waiting = deque(gather(pool, self._grid))
         flying: deque[tuple[Chunk, Pending]] = deque()
         while waiting or flying:
@@ -75,19 +85,26 @@ class Pipeline:
                 elif left := without(pool, chunk, outcome.errors, self._grid):
                     chunk = left
                     flying.append((chunk, self._runner.launch(chunk, self._fill(chunk))))
-            except Exception as error:
-                waiting.extendleft(reversed(self._again(pool, chunk, error, outcome)))
+            except REQUESTS_FAULT as error:
+                check_fault(error)
+                waiting.extendleft(reversed(self._again(pool, chunk, error, outcome, tried)))
         for request in outcome.errors:
             outcome.results.pop(request, None)
         return outcome
 
-    def _again(self, pool: Pool, chunk: Chunk, error: Exception, outcome: Outcome) -> list[Chunk]:
+    def _again(
+        self, pool: Pool, chunk: Chunk, error: BaseException, outcome: Outcome, tried: set[Chunk]
+    ) -> list[Chunk]:
         """What to run in place of a chunk that failed; a single instance that failed fails its request."""
         if not self._survives():
             raise DeviceLost(f"{type(error).__name__}: {error}") from error
-        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-            if self._grid.shrink(chunk.shape.rows, chunk.shape.length):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            if chunk not in tried:
+                # Other processes use this GPU's memory too, and torch keeps blocks of sizes that nobody needs.
+                tried.add(chunk)
                 torch.cuda.empty_cache()
+                return [chunk]
+            if self._grid.shrink(chunk.shape.rows, chunk.shape.length):
                 _log.warning(
                     "Out of memory in a batch of %d x %d; batches of that length now have at most %d instances.",
                     chunk.shape.rows,
@@ -101,6 +118,9 @@ class Pipeline:
         if chunk.rows > 1:
             return list(halve(pool, chunk, self._grid))
         span = chunk.spans[0]
+        if isinstance(error, MemoryError):
+            outcome.errors[span.request] = RequestError("This server is out of memory.", 503)
+            return []
         # No words of the client's in the log: TorchServe reads commands from a worker's output.
         _log.warning("The model failed on one instance, which was isolated: %s", type(error).__name__)
         outcome.errors[span.request] = (

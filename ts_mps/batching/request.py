@@ -13,6 +13,9 @@ from ts_mps.batching.errors import RequestError
 from ts_mps.batching.formats import JSON, NPY, SAFETENSORS, is_npy, numbers, read_npy, read_safetensors, read_v2
 from ts_mps.batching.instances import Array
 
+#: In bytes; what is larger was surely meant to be an instance.
+_LONGEST_PARAMETER = 1000
+
 
 class Style(Enum):
     """How the instances were sent, and so how the answer is shaped."""
@@ -81,7 +84,11 @@ class Request:
         if self._parts is None:
             self._parts = self._read_parts()
         if not self._parts:
-            raise RequestError("The request is empty.", 400)
+            raise RequestError(
+                "The request is empty. (A form of type application/x-www-form-urlencoded, as curl -d sends without a "
+                "content type, is not read.)",
+                400,
+            )
         return self._parts
 
     def _read_parts(self) -> list[Part]:
@@ -94,17 +101,39 @@ class Request:
             found.append(Part(name, value, (kind or "").partition(";")[0].strip().lower()))
         return found
 
+    def content(self) -> list[Part]:
+        """The parts that hold the instances: a body, or the part ``data``, alone; or else every part.
+
+        What stands beside a body or ``data``, in the address or in the form, is a parameter.
+
+        Raises:
+            RequestError: There is none, or something beside it is too large for a parameter.
+        """
+        parts = self.parts()
+        main = [part for part in parts if part.name in ("body", "data")][:1]
+        if not main:
+            return parts
+        beside = [part for part in parts if part is not main[0]]
+        for part in beside:
+            if isinstance(part.value, (bytes, bytearray, str)) and len(part.value) > _LONGEST_PARAMETER:
+                raise RequestError(
+                    f"Part {part.name} stands beside {main[0].name} and is too large for a parameter; to send several "
+                    "instances name none of them body or data.",
+                    413,
+                )
+        self.parameters = {part.name: _parameter(part.value) for part in beside}
+        return main
+
     def part(self) -> Part:
         """The only part, or the one named body or data.
 
         Raises:
             RequestError: There is none, or it is not clear which.
         """
-        parts = self.parts()
-        named = [part for part in parts if part.name in ("body", "data")]
-        if len(parts) == 1 or named:
-            return (named or parts)[0]
-        raise RequestError(f"The request has {len(parts)} parts and none is named data.", 400)
+        parts = self.content()
+        if len(parts) > 1:
+            raise RequestError(f"The request has {len(parts)} parts and none is named data.", 400)
+        return parts[0]
 
     def document(self) -> Any:
         """The body as a parsed JSON document.
@@ -148,7 +177,7 @@ class Request:
             raise RequestError(f"The request has {count} instances; at most {self._most} are served.", 413)
 
     def _instances(self) -> list[Any]:
-        parts = self.parts()
+        parts = self.content()
         if any(part.content_type in (NPY, SAFETENSORS) for part in parts):
             raise RequestError("Tensors are not served here; send JSON, text or files.", 415)
         if _is_json(parts):
@@ -165,9 +194,15 @@ class Request:
             if not isinstance(document["instances"], list):
                 raise RequestError("instances must be a list.")
             self.style = Style.V1
-            self.parameters = _parameters(document, {"instances"})
+            self.add_parameters(document, {"instances"})
             return document["instances"]
         return [document]
+
+    def add_parameters(self, document: Mapping[str, Any], but: set[str]) -> None:
+        """Take a JSON document's parameters: what is under its key ``parameters``, and its keys but for some."""
+        rest = {key: value for key, value in document.items() if key not in but}
+        inner = rest.pop("parameters", None)
+        self.parameters = {**self.parameters, **rest, **(inner if isinstance(inner, dict) else {})}
 
     def tensors(self) -> dict[str, Any] | None:
         """The named tensors of a body that holds tensors.
@@ -177,30 +212,34 @@ class Request:
             None if the body is no tensor: JSON of another shape, text, a file.
 
         Raises:
-            RequestError: The body is malformed.
+            RequestError: The body is malformed, or a tensor has too many rows (413).
         """
-        parts = self.parts()
+        tensors = self._tensors()
+        for value in (tensors or {}).values():
+            if isinstance(value, list) or value.ndim > 1:
+                self.limit(len(value))
+        return tensors
+
+    def _tensors(self) -> dict[str, Any] | None:
+        parts = self.content()
         if _is_json(parts):
             document = self.document()
             if isinstance(document, dict) and isinstance(document.get("inputs"), list) and _looks_v2(document):
-                tensors = read_v2(document)
                 self.style = Style.V2
-                self.parameters = _parameters(document, {"inputs", "outputs", "id"})
+                self.add_parameters(document, {"inputs", "outputs", "id"})
                 self.v2_id = _unicode(document["id"]) if isinstance(document.get("id"), str) else None
-                return dict(tensors)
+                return dict(read_v2(document))
             return None
-        part = self.part() if any(part.name in ("body", "data") for part in parts) else parts[0]
-        body = part.value
-        if not isinstance(body, (bytes, bytearray)):
+        body = parts[0].value
+        if len(parts) > 1 or not isinstance(body, (bytes, bytearray)):
             return None
-        if part.content_type == SAFETENSORS:
+        if parts[0].content_type == SAFETENSORS:
             tensors = dict(read_safetensors(body))
-        elif part.content_type == NPY or is_npy(body):
+        elif parts[0].content_type == NPY or is_npy(body):
             tensors = {"": read_npy(body)}
         else:
             return None
         self.style = Style.MANY
-        self.parameters = {other.name: _parameter(other.value) for other in parts if other.name != part.name}
         return tensors
 
     def array(self, dtype: str, shape: tuple[int, ...], name: str = "") -> Array:
@@ -261,12 +300,6 @@ def _is_json(parts: Sequence[Part]) -> bool:
 
 def _looks_v2(document: Mapping[str, Any]) -> bool:
     return any(isinstance(tensor, dict) and "datatype" in tensor for tensor in document["inputs"])
-
-
-def _parameters(document: Mapping[str, Any], but: set[str]) -> dict[str, Any]:
-    rest = {key: value for key, value in document.items() if key not in but}
-    inner = rest.pop("parameters", None)
-    return {**rest, **inner} if isinstance(inner, dict) else rest
 
 
 def _parameter(value: Any) -> Any:

@@ -82,7 +82,7 @@ def error(problem: RequestError) -> tuple[int, str, bytes]:
     if status < HTTPStatus.BAD_REQUEST:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
     # The sentence may quote the client, whose text may hold half a surrogate pair: TorchServe's JSON parser allows it.
-    message = str(problem).encode("utf-8", "replace").decode()
+    message = str(problem)[:_LONGEST_MESSAGE].encode("utf-8", "replace").decode()
     body = {"code": int(status), "type": status.phrase.replace(" ", ""), "message": message}
     return int(status), status.phrase, orjson.dumps(body)
 

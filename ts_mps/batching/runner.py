@@ -53,6 +53,9 @@ class Runner(Protocol):
     def launch(self, chunk: Chunk, fill: Fill) -> Pending:
         """Start a run; errors of the host come here, errors of the device may come with ``wait``."""
 
+    def reset(self) -> None:
+        """Forget the runs that were started and that nobody will wait for."""
+
 
 def synthetic(shape: Shape) -> Fill:
     """Instances for a warm-up: zeros, with one token each where the shape is padded."""
@@ -102,6 +105,9 @@ class HostRunner:
         """Run at once."""
         self.counts.graph_misses += 1
         return _Done(self._run(chunk.shape, fill))
+
+    def reset(self) -> None:
+        """Nothing is ever in flight."""
 
     def _run(self, shape: Shape, fill: Fill) -> Results:
         arrays = self._block.arrays(input_layout(self._grid, shape))
@@ -171,6 +177,10 @@ class CudaRunner:
         Raises:
             torch.cuda.OutOfMemoryError: Not even one instance fits.
         """
+        torch.cuda.synchronize(self._device)  # weights and buffers were written on another stream
+        largest_in = max(input_layout(self._grid, shape).nbytes for shape in self._grid.shapes())
+        for slot in self._slots:
+            slot.inputs = HostBlock(largest_in)
         largest_out = 0
         for shape in self._grid.shapes():
             if shape.rows <= self._grid.cap(shape.length):
@@ -178,8 +188,10 @@ class CudaRunner:
         while not self._grid.pad_rows and (shrunk := [s for s in self._grid.shapes() if s not in self._ran]):
             # Without fixed numbers of rows only the largest batch is tried, and after it did not fit, a smaller one.
             largest_out = max(largest_out, self._first_run(shrunk[0]))
-        self._device_out = torch.empty(largest_out, dtype=torch.uint8, device=self._device)
+        for slot in self._slots:
+            slot.outputs = HostBlock(largest_out)
         if self._use_graphs:
+            self._device_out = torch.empty(largest_out, dtype=torch.uint8, device=self._device)
             began = time.monotonic()
             for shape in self._grid.shapes():
                 if shape.rows <= self._grid.cap(shape.length):
@@ -239,7 +251,6 @@ class CudaRunner:
     def launch(self, chunk: Chunk, fill: Fill) -> Pending:
         """Fill pinned memory, and queue one copy in, the run, and one copy out."""
         slot = self._slots[self._next]
-        self._next = (self._next + 1) % IN_FLIGHT
         shape = chunk.shape
         captured = self._graphs.get(shape)
         layout = captured.inputs if captured else input_layout(self._grid, shape)
@@ -262,7 +273,13 @@ class CudaRunner:
             arrays = slot.outputs.arrays(outputs)
             slot.outputs.tensor[: outputs.nbytes].copy_(packed[: outputs.nbytes], non_blocking=True)
             slot.done.record(self._stream)
+        # Only now: after a launch that failed this slot is the free one, and the other still holds the run before.
+        self._next = (self._next + 1) % IN_FLIGHT
         return _OnDevice(slot.done, arrays)
+
+    def reset(self) -> None:
+        """Let runs that nobody waits for any more come to their end."""
+        self._stream.synchronize()
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -271,8 +288,8 @@ class CudaRunner:
 
     def _reserve(self, layout: Layout) -> None:
         if layout.nbytes > self._device_in.numel():
-            # Captured graphs read the block that they were captured with, so it only grows before the captures: the
-            # warm-up begins with the largest shape. Later only a shape outside the grid could want more.
+            # Captured graphs read the block that they were captured with, and all first runs come before the captures.
+            # Later only a shape outside the grid could want more.
             if self._graphs:
                 raise RuntimeError(f"a batch of {layout.nbytes} bytes is larger than any that was warmed up")
             self._device_in = torch.empty(layout.nbytes, dtype=torch.uint8, device=self._device)

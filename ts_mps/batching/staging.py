@@ -1,4 +1,4 @@
-"""Host and device memory that batches are staged in: allocated once, pinned, one block for all inputs."""
+"""Host and device memory that batches are staged in: pinned, kept, one block for all inputs."""
 
 from __future__ import annotations
 
