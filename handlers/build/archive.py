@@ -34,20 +34,59 @@ def main(handler: str, presets: Mapping[str, Preset], arguments: Sequence[str] |
     Raises:
         SystemExit: With a sentence, if it cannot be built.
     """
-    options = _parser(handler, presets).parse_args(arguments)
+    parser = _parser(handler, presets)
+    options = parser.parse_args(arguments)
+    if options.model and options.keep_model:
+        parser.error("--keep-model is where a preset's model goes; it does not go with --model")
+    if "/" in options.name or options.name.startswith("."):
+        parser.error(f"--name {options.name}: a name without slashes and leading dots is needed")
+    for file in (options.handler, options.config):
+        if not file.is_file():
+            parser.error(f"{file}: there is no such file")
+    target = options.store / (options.name if options.format == "no-archive" else f"{options.name}.mar")
     with tempfile.TemporaryDirectory(prefix="ts-mps-build-") as scratch:
         folder = options.model
         if folder is None:
             folder = options.keep_model or Path(scratch) / "model"
             folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                sys.exit(f"{folder} is not empty; name an empty or new folder for --keep-model.")
             presets[options.preset](folder)
         elif not folder.is_dir():
             sys.exit(f"{folder} is not a folder.")
+        _check_target(target, folder)
+        serialized = _serialized(folder, handler)
         config = Path(scratch) / "model-config.yaml"
         config.write_text(yaml.safe_dump(_config(options), sort_keys=False))
-        archive = _archive(options, folder, config, Path(scratch))
-    print(f"{archive}\nServe it: ts-mps start --model-store {options.store} --models {archive.name}")
-    return archive
+        made = _archive(options, folder, serialized, config, Path(scratch))
+        options.store.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        shutil.move(made, target)
+    print(f"{target}\nServe it: ts-mps start --model-store {options.store} --models {target.name}")
+    return target
+
+
+def _check_target(target: Path, folder: Path) -> None:
+    """Nothing is replaced that is not an archive, and not what is being archived."""
+    if target.is_dir() and not (target / "MAR-INF" / "MANIFEST.json").is_file():
+        sys.exit(f"{target} exists and is no archive; remove it, or choose another --name or --store.")
+    if target.exists() and (target.resolve() == folder.resolve() or target.resolve() in folder.resolve().parents):
+        sys.exit(f"{target} holds the model that is to be archived; choose another --name or --store.")
+
+
+def _serialized(folder: Path, handler: str) -> Path | None:
+    """The file that goes into the manifest; None for a model folder of transformers."""
+    transformers, weights = handler != "ranker", handler in ("ranker", "image_classifier")
+    if transformers and (folder / "config.json").is_file():
+        return None
+    found = next((folder / name for name in _SERIALIZED if (folder / name).is_file()), None)
+    if found is None or not weights:
+        wanted = [*(["config.json"] if transformers else []), *(_SERIALIZED if weights else [])]
+        sys.exit(f"{folder} has no {' or '.join(wanted)}, so there is no model in it that this handler can load.")
+    return found
 
 
 def _parser(handler: str, presets: Mapping[str, Preset]) -> argparse.ArgumentParser:
@@ -78,52 +117,50 @@ def _parser(handler: str, presets: Mapping[str, Preset]) -> argparse.ArgumentPar
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(options.config.read_text()) or {}
-    for change in options.set:
-        key, equals, value = change.partition("=")
-        if not equals:
-            sys.exit(f"--set needs KEY=VALUE, got {change!r}.")
-        *sections, last = key.split(".")
-        place = config
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = yaml.safe_load(value)
+    try:
+        config: dict[str, Any] = yaml.safe_load(options.config.read_text()) or {}
+        for change in options.set:
+            key, equals, value = change.partition("=")
+            if not equals:
+                sys.exit(f"--set needs KEY=VALUE, got {change!r}.")
+            *sections, last = key.split(".")
+            place = config
+            for section in sections:
+                place = place.setdefault(section, {})
+                if not isinstance(place, dict):
+                    sys.exit(f"--set {change}: {section} is no section of {options.config}.")
+            place[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        sys.exit(f"This is not YAML: {error}")
     return config
 
 
-def _archive(options: argparse.Namespace, folder: Path, config: Path, scratch: Path) -> Path:
-    export = scratch / "export"
-    export.mkdir()
+def _archive(options: argparse.Namespace, folder: Path, serialized: Path | None, config: Path, scratch: Path) -> Path:
+    export, extra = scratch / "export", scratch / "extra"
     command = [sys.executable, "-m", "model_archiver.model_packaging"]
     command += ["--model-name", options.name, "--version", options.version, "--handler", str(options.handler)]
     command += ["--config-file", str(config), "--export-path", str(export), "--archive-format", options.format]
-    extra = []
-    serialized = [path for path in sorted(folder.iterdir()) if path.name in _SERIALIZED]
+    for path in (export, extra, scratch / "tmp"):
+        path.mkdir()
     for path in sorted(folder.iterdir()):
-        if path in serialized[:1] and not (folder / "config.json").is_file():
+        if path == serialized:
             command += ["--serialized-file", str(path)]
-        elif path.name == "model.py":
+        elif path.name == "model.py" and serialized is not None:
             command += ["--model-file", str(path)]
-        else:
-            extra.append(str(path))
-    if extra:
-        command += ["--extra-files", ",".join(extra)]
+        elif not path.name.startswith("."):
+            # Beside one another in one folder, which the archiver copies as it is. Files and folders that were named
+            # one by one would be flattened over each other, and separated at the commas in their names.
+            (extra / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    if any(extra.iterdir()):
+        command += ["--extra-files", str(extra)]
     # The archiver collects its files in <temporary folder>/<name> and first removes what has that name.
-    (scratch / "tmp").mkdir()
     done = subprocess.run(
         command, env={**os.environ, "TMPDIR": str(scratch / "tmp")}, capture_output=True, text=True, check=False
     )
     made = export / (options.name if options.format == "no-archive" else f"{options.name}.mar")
     if done.returncode or not made.exists():
         sys.exit(f"torch-model-archiver failed:\n{done.stderr.strip()}")
-    options.store.mkdir(parents=True, exist_ok=True)
-    target: Path = options.store / made.name
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
-    shutil.move(made, target)
-    return target
+    return made
 
 
 #: Names of a weights file that go into the manifest, for models without a transformers config.
