@@ -11,15 +11,17 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 
 from ts_mps.batching import Batch, BatchHandler, ConfigError, Input, Instances, Request, RequestError, Strict
+from ts_mps.batching.options import NotNegative, Positive
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_SAVED_RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, EOFError, Image.DecompressionBombError)
 
 
@@ -44,16 +46,16 @@ class ImageClassifier(BatchHandler):
             resampling: ``bilinear`` or ``bicubic``.
         """
 
-        top_k: int = 1
+        top_k: NotNegative = 1
         labels: str | None = None
-        max_bytes: int = 6_553_500
-        max_pixels: int = 40_000_000
-        max_request_pixels: int = 160_000_000
-        resize: int | None = None
-        crop: int | None = None
+        max_bytes: Positive = 6_553_500
+        max_pixels: Positive = 40_000_000
+        max_request_pixels: Positive = 160_000_000
+        resize: Positive | None = None
+        crop: Positive | None = None
         mean: tuple[float, float, float] | None = None
         std: tuple[float, float, float] | None = None
-        resampling: str | None = None
+        resampling: Literal["bilinear", "bicubic"] | None = None
 
     def load(self, folder: Path) -> torch.nn.Module:
         """Load a transformers model folder, an exported program or TorchScript."""
@@ -79,12 +81,24 @@ class ImageClassifier(BatchHandler):
         return model.to(memory_format=torch.channels_last)
 
     def _preprocessing(self, folder: Path) -> None:
+        """Sizes and colours, from the options or as transformers' processor of the model has them.
+
+        Raises:
+            ConfigError: The processor does something that is not done here.
+        """
         options, file = self.options, folder / "preprocessor_config.json"
         saved = json.loads(file.read_text()) if file.is_file() else {}
-        size = saved.get("size", 224)
-        size = size.get("shortest_edge") or size.get("height") if isinstance(size, dict) else size
-        crop = saved.get("crop_size") or size
-        crop = crop.get("height") if isinstance(crop, dict) else crop
+        saved = {key: value for key, value in saved.items() if value is not None}
+        for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_normalize", True), ("do_pad", False)):
+            if saved.get(key, wanted) is not wanted:
+                raise ConfigError(f"preprocessor_config.json: {key} {saved[key]} is not served here.")
+        if abs(saved.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+            raise ConfigError(f"preprocessor_config.json: rescale_factor {saved['rescale_factor']} is not served here.")
+        size = _side(saved, "size", 224)
+        # Height and width without a crop: the image is squeezed into the square, whatever its shape.
+        exact = isinstance(saved.get("size"), dict) and "height" in saved["size"]
+        self._squeeze = exact and not saved.get("do_center_crop") and not (options.resize or options.crop)
+        crop = _side(saved, "crop_size", size) if saved.get("do_center_crop", True) else size
         if "crop_pct" in saved and size < 384:
             # ConvNeXt's: the size is the crop's, and the image is resized so that the crop is this part of it.
             crop, size = size, int(size / saved["crop_pct"])
@@ -92,9 +106,9 @@ class ImageClassifier(BatchHandler):
         self._resize = options.resize or size
         self._mean = options.mean or tuple(saved.get("image_mean", (0.485, 0.456, 0.406)))
         self._std = options.std or tuple(saved.get("image_std", (0.229, 0.224, 0.225)))
-        named = options.resampling or {2: "bilinear", 3: "bicubic"}.get(saved.get("resample", 2), "bilinear")
-        if named not in _RESAMPLING:
-            raise ConfigError(f"handler.resampling: must be one of {', '.join(_RESAMPLING)}, got {named!r}.")
+        named = options.resampling or _SAVED_RESAMPLING.get(saved.get("resample", 2))
+        if named is None:
+            raise ConfigError(f"preprocessor_config.json: resample {saved['resample']} is not served here.")
         self._resampling = _RESAMPLING[named]
         if self._resize < self._crop:
             raise ConfigError(f"handler.resize ({self._resize}) must not be less than the crop ({self._crop}).")
@@ -141,12 +155,17 @@ class ImageClassifier(BatchHandler):
                 scale = self._resize / min(width, height)
                 # Lets libjpeg decode a large photo at a half, quarter or eighth, still twice as large as is needed.
                 image.draft("RGB", (int(2 * width * scale), int(2 * height * scale)))
-                upright = ImageOps.exif_transpose(image).convert("RGB")
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16 bits of grey; convert() would clip them to white
+                    upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+                upright = upright.convert("RGB")
                 return self._cropped(upright), width * height
         except _UNREADABLE as error:
             raise RequestError("The request is not a JPEG or PNG image that can be decoded.") from error
 
     def _cropped(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        if self._squeeze:
+            return np.asarray(image.resize((self._crop, self._crop), self._resampling))
         width, height = image.size
         scale = self._resize / min(width, height)
         width, height = max(self._resize, int(width * scale)), max(self._resize, int(height * scale))
@@ -175,3 +194,13 @@ class ImageClassifier(BatchHandler):
 
     def _label(self, index: int, scores: np.ndarray[Any, Any]) -> dict[str, Any]:
         return {"label": self._labels.get(index, str(index)), "score": scores[index]}
+
+
+def _side(saved: Mapping[str, Any], key: str, default: int) -> int:
+    """The side of a square in a processor's config: a number, or an edge or height of its own."""
+    size = saved.get(key, default)
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or (size.get("height") if size.get("height") == size.get("width") else None)
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"preprocessor_config.json: {key} {saved.get(key)} is not served here.")
+    return size

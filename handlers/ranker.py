@@ -25,6 +25,7 @@ from ts_mps.batching import (
     Style,
 )
 from ts_mps.batching import numbers as to_numbers
+from ts_mps.batching.options import NotNegative
 
 _DENSE = 13
 _SPARSE = 26
@@ -48,7 +49,7 @@ class Ranker(BatchHandler):
                 size, as trainers do that hash their features.
         """
 
-        top_k: int = 0
+        top_k: NotNegative = 0
         function: Literal["sigmoid", "none"] = "sigmoid"
         table_sizes: tuple[int, ...] | int | None = None
         out_of_range: Literal["refuse", "modulo"] = "refuse"
@@ -103,13 +104,12 @@ class Ranker(BatchHandler):
         return {"": rows}
 
     def _top_k(self, request: Request) -> int:
-        given = request.parameters.get("top_k", self.options.top_k)
-        try:
-            top_k = int(given)
-        except (TypeError, ValueError):
-            top_k = -1
-        if top_k < 0:
-            raise RequestError(f"top_k: must be a number of candidates, got {given!r}.")
+        unknown = sorted(set(request.parameters) - {"top_k"})
+        if unknown:
+            raise RequestError(f"{unknown[0]}: there is no such parameter; there is top_k.")
+        top_k = request.parameters.get("top_k", self.options.top_k)
+        if type(top_k) is not int or top_k < 0:
+            raise RequestError("top_k: must be a number of candidates.")
         return top_k
 
     def _ids(self, given: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

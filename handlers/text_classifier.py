@@ -27,6 +27,7 @@ from ts_mps.batching import (
     numbers,
 )
 from ts_mps.batching.attention import padding, register
+from ts_mps.batching.options import NotNegative, Positive
 from ts_mps.batching.texts import cut_text, limit_texts
 
 _NONE = np.empty(0, np.int64)
@@ -49,10 +50,10 @@ class TextClassifier(BatchHandler):
         """
 
         task: Literal["classification", "embedding"] = "classification"
-        top_k: int = 1
+        top_k: NotNegative = 1
         function: Literal["auto", "softmax", "sigmoid"] = "auto"
         truncate: bool = True
-        max_request_characters: int = 262_144
+        max_request_characters: Positive = 262_144
         pooling: Literal["mean", "cls"] = "mean"
         normalize: bool = True
 
@@ -116,7 +117,9 @@ class TextClassifier(BatchHandler):
                 one = one["input_ids"]
                 if not isinstance(one, list):
                     raise RequestError("input_ids: must be a list of token ids.")
-            elif isinstance(one.get("text_pair"), str) and isinstance(one.get("text"), str):
+            elif "text_pair" in one:
+                if not (isinstance(one["text_pair"], str) and isinstance(one.get("text"), str)):
+                    raise RequestError("text and text_pair must be texts.")
                 return self._start(one["text"]), self._start(one["text_pair"])
             else:
                 one = one.get("text", one.get("inputs"))

@@ -347,3 +347,78 @@ def test_much_text_is_refused_before_it_is_tokenised(texts: Served, bert: Path) 
 
 def test_input_ids_that_are_a_text_are_refused(texts: Served) -> None:
     assert texts.ask(({"input_ids": "abc"}, JSON))[0].status == 422
+
+
+# -- preprocessing of other models ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path, images: Served):
+    """A copy of the image model with another processor's config."""
+    import shutil
+
+    def served(**config: object) -> Served:
+        folder = tmp_path / f"model{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(images.context.system_properties["model_dir"], folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(config))
+        return Served("image_classifier", folder)
+
+    return served
+
+
+def test_a_processor_with_height_and_width_squeezes(saved) -> None:
+    from transformers import ViTImageProcessorPil
+
+    served = saved(size={"height": 32, "width": 32}, resample=2)
+    theirs = ViTImageProcessorPil(size={"height": 32, "width": 32}, do_rescale=False, do_normalize=False, resample=2)
+    picture = Image.open(io.BytesIO(image((90, 30))))
+    wanted = theirs(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    assert np.abs(served.handler._cropped(picture).astype(float) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"do_normalize": False}, "do_normalize"),
+        ({"rescale_factor": 0.5}, "rescale_factor"),
+        ({"resample": 1}, "resample"),
+        ({"size": {"longest_edge": 224}}, "size"),
+        ({"size": {"height": 32, "width": 64}}, "size"),
+    ],
+)
+def test_a_processor_that_is_not_followed_stops_the_load(saved, config: dict, says: str) -> None:
+    from ts_mps.batching import ConfigError
+
+    with pytest.raises(ConfigError, match=says):
+        saved(**config)
+
+
+def test_nulls_in_a_processor_are_as_if_absent(saved) -> None:
+    served = saved(size={"shortest_edge": 32}, crop_pct=None, image_mean=None, resample=None)
+    assert served.ask((image(), "image/png"))[0].status == 200
+
+
+def test_sixteen_bits_of_grey_keep_their_shades(images: Served) -> None:
+    grey = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    pixels, _ = images.handler._pixels(file.getvalue(), 10**6)
+    assert 110 < pixels.mean() < 140
+
+
+@pytest.mark.parametrize("option", ["top_k", "max_pixels", "crop"])
+def test_options_out_of_range_stop_the_load(images: Served, option: str) -> None:
+    from ts_mps.batching import ConfigError
+
+    with pytest.raises(ConfigError, match=rf"handler\.{option}"):
+        Served("image_classifier", Path(images.context.system_properties["model_dir"]), **{f"handler__{option}": -1})
+
+
+def test_a_pair_that_is_no_text_is_refused(texts: Served) -> None:
+    assert texts.ask(({"text": "a", "text_pair": 5}, JSON))[0].status == 422
+
+
+@pytest.mark.parametrize("parameters", [{"topk": 2}, {"top_k": 2.7}, {"top_k": "x"}])
+def test_wrong_parameters_of_the_ranker(ranker: Served, parameters: dict) -> None:
+    answer = ranker.ask(({"instances": candidates(3).tolist(), **parameters}, JSON))[0]
+    assert answer.status == 422

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Valida
 from ts_mps.batching.errors import ConfigError
 
 Positive = Annotated[StrictInt, Field(gt=0)]
+NotNegative = Annotated[StrictInt, Field(ge=0)]
 
 #: The top-level keys of model-config.yaml that TorchServe 0.12.0's frontend and its Python side read, with the type
 #: that the frontend insists on; a wrong type is a mere warning in its log, after which it serves with the default.
@@ -79,8 +80,8 @@ class BatchingOptions(Strict):
     rows: tuple[Positive, ...] | None = None
     cuda_graphs: StrictBool = True
     compile: StrictBool | Literal["default", "max-autotune-no-cudagraphs"] = False
-    launch_cost: Annotated[StrictInt, Field(ge=0)] = 512
-    decode_threads: Annotated[StrictInt, Field(ge=0)] = 0
+    launch_cost: NotNegative = 512
+    decode_threads: NotNegative = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> BatchingOptions:
