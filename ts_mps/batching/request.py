@@ -64,6 +64,7 @@ class Request:
         self._lower: dict[str, str] | None = None
         self._document: Any = None
         self._parts: list[Part] | None = None
+        self._content: list[Part] | None = None
         self.style = Style.ONE
         self.parameters: Mapping[str, Any] = {}
         self.v2_id: str | None = None
@@ -109,6 +110,12 @@ class Request:
         Raises:
             RequestError: There is none, or something beside it is too large for a parameter.
         """
+        # Once: what a document adds to the parameters later must stay.
+        if self._content is None:
+            self._content = self._read_content()
+        return self._content
+
+    def _read_content(self) -> list[Part]:
         parts = self.parts()
         main = [part for part in parts if part.name in ("body", "data")][:1]
         if not main:
