@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ _CLOSE = 0.005
 _SHARE = 0.1
 #: Greedy decoding of random weights goes apart for good at the first near-tie, so equal tokens are only half the story.
 _FIRST_TOKENS = 0.9
+#: A decode step that is wrong leaves nothing but the first tokens and what is equal by chance.
+_TOKENS = 0.5
 _LABELS = 0.9
 
 
@@ -43,9 +46,11 @@ def compare(ours: Sequence[bytes], naive: Sequence[bytes], labels: Mapping[int, 
     if "scores" in pairs[0][1]:
         return _scores(pairs)
     same = [_named(left["label"], labels) == _named(right["label"], labels) for left, right in pairs]
-    worst = max(abs(left["score"] - right["score"]) for left, right in pairs)
+    worst = _worst((left["score"], right["score"]) for left, right in pairs)
     share = sum(same) / len(same)
     spread = _spread([right["score"] for _, right in pairs])
+    if not math.isfinite(worst + spread):
+        return Agreement(False, "there are scores that are no numbers")
     text = f"{share:.0%} of {len(pairs)} labels are equal, "
     text += f"scores differ by at most {worst:.5f} and spread over {spread:.5f}"
     return Agreement(share >= _LABELS and worst <= min(_CLOSE, _SHARE * spread), text)
@@ -58,18 +63,29 @@ def _tokens(pairs: Sequence[tuple[Any, Any]]) -> Agreement:
     first = sum(left[0] == right[0] for left, right in rows) / len(rows)
     equal = sum(a == b for left, right in rows for a, b in zip(left, right, strict=True))
     share = equal / sum(len(left) for left, _ in rows)
-    return Agreement(first >= _FIRST_TOKENS, f"{share:.1%} of tokens are equal, {first:.1%} of first tokens")
+    different = len({tuple(right) for _, right in rows})
+    text = f"{share:.1%} of tokens are equal, {first:.1%} of first tokens, "
+    text += f"{different} of {len(rows)} answers are different"
+    return Agreement(first >= _FIRST_TOKENS and share >= _TOKENS and different > 1, text)
 
 
 def _scores(pairs: Sequence[tuple[Any, Any]]) -> Agreement:
     rows = [(left["scores"], right["scores"]) for left, right in pairs]
     if any(len(left) != len(right) for left, right in rows):
         return Agreement(False, "numbers of scores differ")
-    worst = max(abs(a - b) for left, right in rows for a, b in zip(left, right, strict=True))
+    worst = _worst(both for left, right in rows for both in zip(left, right, strict=True))
     scores = [score for _, right in rows for score in right]
     spread = _spread(scores)
+    if not math.isfinite(worst + spread):
+        return Agreement(False, "there are scores that are no numbers")
     text = f"{len(scores)} scores differ by at most {worst:.6f} and spread over {spread:.5f}"
     return Agreement(worst <= min(_CLOSE, _SHARE * spread), text)
+
+
+def _worst(pairs: Iterable[tuple[float, float]]) -> float:
+    """The largest difference; NaN if there is any, which max() would lose."""
+    differences = [abs(left - right) for left, right in pairs]
+    return max(differences) if all(map(math.isfinite, differences)) else math.nan
 
 
 def _spread(scores: Sequence[float]) -> float:

@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import selectors
 import signal
-import socket
 import time
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-#: Bytes taken from a connection at once.
-_RECEIVED = 1 << 18
+from connection import Connection, Target
+
 #: Seconds for all processes to be there before the warm-up begins.
 _STARTING_S = 0.3
 #: Seconds after which an answer that is still missing at the end counts as an error.
 _DRAINING_S = 60.0
 #: Seconds between attempts to connect, so that a server that is gone does not turn the loop into a busy one.
 _RECONNECTING_S = 0.05
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is asked, and where.
-
-    Args:
-        host: Name or address.
-        port: TCP port.
-        path: Path of the URL, such as ``/predictions/model``.
-        bodies: Bodies of requests; each connection sends them in turn, and each begins at another one.
-        content_type: Of every body.
-        token: Bearer token; none if empty.
-        headers: Further headers.
-    """
-
-    host: str
-    port: int
-    path: str
-    bodies: Sequence[bytes]
-    content_type: str = "application/octet-stream"
-    token: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def requests(self) -> list[bytes]:
-        """Each body as the bytes of a whole request."""
-        headers = {"Host": f"{self.host}:{self.port}", "Content-Type": self.content_type, **self.headers}
-        if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
-        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        return [
-            f"POST {self.path} HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
-            for body in self.bodies
-        ]
 
 
 @dataclass(frozen=True)
@@ -98,8 +62,7 @@ def burst(target: Target, *, processes: int, connections: int, seconds: float, w
     shares = [connections // processes + (number < connections % processes) for number in range(processes)]
     firsts = [sum(shares[:number]) for number in range(processes)]
     work = [(target, first, share, begin, begin + seconds) for first, share in zip(firsts, shares, strict=True)]
-    # A caller's own handler of SIGTERM must not run when the pool is ended.
-    with context.Pool(processes, signal.signal, (signal.SIGTERM, signal.SIG_DFL)) as pool:
+    with context.Pool(processes, _leave_signals) as pool:
         seen = pool.starmap(_drive, work)
     latencies = sorted(latency for one in seen for latency in one[0])
     errors = sum((one[1] for one in seen), Counter[str]())
@@ -115,63 +78,15 @@ def burst(target: Target, *, processes: int, connections: int, seconds: float, w
     )
 
 
+def _leave_signals() -> None:
+    """The caller's handlers must not run in the pool's processes, and a Ctrl-C is the caller's, who ends the pool."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _percentile(latencies: Sequence[float], part: float) -> float:
     return 1e3 * latencies[min(len(latencies) - 1, int(part * len(latencies)))] if latencies else 0.0
-
-
-class _Connection:
-    """One socket with at most one request in flight."""
-
-    def __init__(self, target: Target, turn: int) -> None:
-        self.address, self.turn = (target.host, target.port), turn
-        self.socket: socket.socket | None = None
-        self.unsent = memoryview(b"")
-        self.received = bytearray()
-        self.needed = 0  # bytes of the whole answer, once its head is there
-        self.began = 0.0
-        self.busy = False
-
-    def connect(self) -> socket.socket:
-        self.socket = socket.create_connection(self.address)
-        self.socket.setblocking(False)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self.socket
-
-    def send(self) -> bool:
-        """Send what can be sent; whether all of it is out."""
-        assert self.socket is not None
-        with contextlib.suppress(BlockingIOError):
-            self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        return not self.unsent
-
-    def receive(self) -> int | None:
-        """Read what has come; the status once the answer is whole.
-
-        Raises:
-            OSError: The connection ended, or what came is no answer whose end is known.
-        """
-        assert self.socket is not None
-        try:
-            received = self.socket.recv(_RECEIVED)
-        except BlockingIOError:
-            return None
-        if not received:
-            raise ConnectionError("closed in the middle of an answer")
-        self.received += received
-        if not self.needed:
-            end = self.received.find(b"\r\n\r\n")
-            if end < 0:
-                return None
-            self.needed = end + 4 + _content_length(bytes(self.received[:end]))
-        return int(self.received[9:12]) if len(self.received) >= self.needed else None
-
-
-def _content_length(head: bytes) -> int:
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-length":
-            return int(value)
-    raise ConnectionError("an answer without Content-Length")
 
 
 def _drive(target: Target, first: int, share: int, begin: float, end: float) -> tuple[array[float], Counter[str], str]:
@@ -190,7 +105,7 @@ class _Loop:
         self.latencies, self.errors, self.first_error = array("d"), Counter[str](), ""
         self.selector = selectors.DefaultSelector()
         self.busy = 0
-        self.waiting = [_Connection(target, first + number) for number in range(share)]
+        self.waiting = [Connection(target, first + number) for number in range(share)]
         self.retry = 0.0
 
     def run(self) -> None:
@@ -215,7 +130,7 @@ class _Loop:
             else:
                 self._next(connection)
 
-    def _next(self, connection: _Connection) -> None:
+    def _next(self, connection: Connection) -> None:
         """Send the connection's next body, unless it is over."""
         connection.began = time.monotonic()
         if connection.began >= self.end:
@@ -228,7 +143,7 @@ class _Loop:
         self.busy += 1
         self._send(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         assert connection.socket is not None
         writing = selectors.EVENT_READ | selectors.EVENT_WRITE
         try:
@@ -239,11 +154,12 @@ class _Loop:
         if self.selector.get_key(connection.socket).events != events:
             self.selector.modify(connection.socket, events, connection)
 
-    def _turn(self, connection: _Connection) -> None:
+    def _turn(self, connection: Connection) -> None:
         if connection.unsent:
             self._send(connection)
-            if connection.unsent:
-                # An answer before the whole request was sent is an error; it is read as soon as it is there.
+            if connection.unsent or not connection.busy:
+                # Not all is out, or the connection is lost. An answer before the whole request was sent is an error; it
+                # is read once all is out.
                 return
         try:
             status = connection.receive()
@@ -263,7 +179,7 @@ class _Loop:
             self.latencies.append(now - connection.began)
         self._next(connection)
 
-    def _lost(self, connection: _Connection, what: str, message: str) -> None:
+    def _lost(self, connection: Connection, what: str, message: str) -> None:
         assert connection.socket is not None
         self.selector.unregister(connection.socket)
         connection.socket.close()
@@ -273,7 +189,7 @@ class _Loop:
             self.busy -= 1
             self._failed(connection, what, message)
 
-    def _failed(self, connection: _Connection, what: str, message: str) -> None:
+    def _failed(self, connection: Connection, what: str, message: str) -> None:
         self.errors[what] += 1
         self.first_error = self.first_error or f"{what}: {message}"
         self.waiting.append(connection)

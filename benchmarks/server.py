@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -36,7 +38,7 @@ class Server:
     """A model store and one instance of ts-mps that serves it.
 
     Args:
-        folder: For archives, configuration and logs; must not exist. Removed by :meth:`remove`.
+        folder: For archives, configuration and logs; must not exist. Removed by :meth:`end`.
         threads: OMP_NUM_THREADS of each worker.
     """
 
@@ -44,15 +46,15 @@ class Server:
         self.folder = folder
         self.store = folder / "store"
         self.temp = folder / "tmp"
-        for path in (folder, self.store, self.temp):
-            path.mkdir()
+        for made in (folder, self.store, self.temp):
+            made.mkdir()
         # Sockets lie in it, and their paths must be short.
         self.home = Home(Path(tempfile.mkdtemp(prefix="tsb", dir="/tmp")))
         temp = {"TEMP": str(self.temp), "TMPDIR": str(self.temp), "TS_MPS_HOME": str(self.home.root)}
         path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
         unwanted = ("TS_CONFIG_FILE", "LOG_LOCATION")
         inherited = {name: value for name, value in os.environ.items() if name not in unwanted}
-        self.environ = {**inherited, **temp, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+        self.environ: dict[str, str] = {**inherited, **temp, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
     def build(self, script: str, arguments: Sequence[str]) -> None:
         """Run a build script of handlers/build, which puts an archive into the store.
@@ -98,18 +100,25 @@ class Server:
         if done.returncode:
             raise Failed(f"ts-mps start: exit code {done.returncode}\n{_end(done.stdout + done.stderr, 40)}")
 
-    def stop(self) -> str:
-        """Stop whatever was started; what could not be stopped, empty if nothing is left."""
+    def end(self) -> None:
+        """Stop whatever was started and remove every file of it; a second Ctrl-C waits until that is done."""
+        with _uninterrupted():
+            left = self._stop()
+            if left:
+                # Without its files nobody could stop it any more.
+                again = f"TS_MPS_HOME={self.home.root} {sys.executable} -m ts_mps stop"
+                print(f"ts-mps stop: {left}\nTo stop it: {again}", file=sys.stderr, flush=True)
+                return
+            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self.home.root, ignore_errors=True)
+
+    def _stop(self) -> str:
+        """What could not be stopped; empty if nothing is left."""
         try:
             done = self._ts_mps("stop", "--drain-timeout", "5", timeout=_STOP_S)
         except subprocess.TimeoutExpired:
-            return f"ts-mps stop did not end in {_STOP_S} s"
+            return f"it did not end in {_STOP_S} s"
         return _end(done.stdout + done.stderr) if done.returncode else ""
-
-    def remove(self) -> None:
-        """Remove the archives and everything else of this row."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.rmtree(self.home.root, ignore_errors=True)
 
     @property
     def state(self) -> State:
@@ -158,6 +167,17 @@ class Server:
             [sys.executable, "-m", "ts_mps", *arguments],
             cwd=self.folder, env=self.environ, capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore what ends a program, in commands that are started inside as well."""
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _end(text: str, lines: int = _LOG_LINES) -> str:

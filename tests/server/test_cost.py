@@ -26,7 +26,8 @@ from ts_mps.torchserve.java import find_java
 from ts_mps.torchserve.wrapper import wrapper_script
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from closed_loop import Target, burst
+from closed_loop import burst
+from connection import Target
 
 NO_OP = """
 class NoOp:
