@@ -17,7 +17,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from ts_mps.batching import Batch, BatchHandler, ConfigError, Input, Instances, Request, RequestError, Strict
+from ts_mps.batching import (
+    Batch,
+    BatchHandler,
+    ConfigError,
+    Input,
+    Instances,
+    Request,
+    RequestError,
+    Strict,
+    best_labels,
+)
 from ts_mps.batching.options import NotNegative, Positive
 
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -186,14 +196,7 @@ class ImageClassifier(BatchHandler):
 
     def encode(self, result: Mapping[str, Any], request: Request) -> Any:
         """The best labels with their scores."""
-        scores = result["scores"]
-        if self.options.top_k == 1:
-            return self._label(int(scores.argmax()), scores)
-        best = np.argsort(-scores, kind="stable")[: self.options.top_k or None]
-        return [self._label(int(index), scores) for index in best]
-
-    def _label(self, index: int, scores: np.ndarray[Any, Any]) -> dict[str, Any]:
-        return {"label": self._labels.get(index, str(index)), "score": scores[index]}
+        return best_labels(result["scores"], self._labels, self.options.top_k)
 
 
 def _side(saved: Mapping[str, Any], key: str, default: int) -> int:

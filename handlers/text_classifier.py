@@ -24,6 +24,7 @@ from ts_mps.batching import (
     Request,
     RequestError,
     Strict,
+    best_labels,
     numbers,
 )
 from ts_mps.batching.attention import padding, register
@@ -181,11 +182,4 @@ class TextClassifier(BatchHandler):
         """The best labels with their scores, or the vector."""
         if self.options.task == "embedding":
             return {"embedding": result["embedding"]}
-        scores = result["scores"]
-        if self.options.top_k == 1:
-            return self._label(int(scores.argmax()), scores)
-        best = np.argsort(-scores, kind="stable")[: self.options.top_k or None]
-        return [self._label(int(index), scores) for index in best]
-
-    def _label(self, index: int, scores: np.ndarray[Any, Any]) -> dict[str, Any]:
-        return {"label": self._labels[index], "score": scores[index]}
+        return best_labels(result["scores"], self._labels, self.options.top_k)

@@ -17,7 +17,8 @@ import transformers
 
 from ts_mps.batching import LENGTH, BatchHandler, ConfigError, Input, Instances, Request, RequestError, Strict, numbers
 from ts_mps.batching.decoder import load_decoder
-from ts_mps.batching.generation import BROKEN, WISHES, GenerationRunner
+from ts_mps.batching.following import BROKEN
+from ts_mps.batching.generation import WISHES, GenerationRunner
 from ts_mps.batching.respond import wants_tensors
 from ts_mps.batching.sampling import Sampling, Wish
 from ts_mps.batching.texts import cut_text, limit_texts
@@ -70,9 +71,14 @@ class TextGenerator(BatchHandler):
             raise ConfigError("The archive has no fast tokenizer (tokenizer.json).")
         self._tokenizer = tokenizer.backend_tokenizer
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._vocabulary = decoder.vocabulary
         self._longest = max(self.batching.lengths)
+        self._tokenizer.no_truncation()
+        if self.options.truncate != "refuse":
+            # Its own truncation leaves room for the special tokens, where cutting afterwards would lose the first one.
+            self._tokenizer.enable_truncation(
+                self._longest, direction="left" if self.options.truncate == "end" else "right"
+            )
+        self._vocabulary = decoder.vocabulary
         self._default = min(self.options.default_max_tokens, self.options.max_new_tokens)
         self._end_ids = self._ends(decoder.model, tokenizer)
         return decoder
@@ -147,7 +153,7 @@ class TextGenerator(BatchHandler):
         """Tokenise the prompts of all requests in one call, which the tokenizer spreads over its threads."""
         texts = [one for part in requests for one in part.columns["prompt"] if isinstance(one, str)]
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=self.options.add_special_tokens)
-        tokenised = (self._cut(self._known(np.asarray(one.ids, np.int64))) for one in encoded)
+        tokenised = (self._known(np.asarray(one.ids, np.int64)) for one in encoded)
         return [
             Instances(
                 {

@@ -11,17 +11,17 @@ import torch
 from archive import main
 
 
-def tiny(folder: Path) -> None:
-    """A Qwen2 with 2 layers of 64 and a tokenizer of single bytes."""
-    _qwen2(
-        folder,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-    )
+def tiny(folder: Path, **changes: float | None) -> None:
+    """A Qwen2 with 2 layers of 64 and a tokenizer of single bytes; the changes go into its config."""
+    size = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    _qwen2(folder, **{**size, **changes})
 
 
 def qwen25_05b(folder: Path) -> None:
@@ -39,7 +39,7 @@ def qwen25_05b(folder: Path) -> None:
     )
 
 
-def _qwen2(folder: Path, **size: float) -> None:
+def _qwen2(folder: Path, **size: float | None) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     words = _tokenizer(folder)

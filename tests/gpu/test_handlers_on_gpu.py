@@ -89,7 +89,9 @@ def test_text_equals_eager_for_every_bucket(bert: Path, dtype: str) -> None:
                 seen.add(Shape(served.handler.grid.rows(count, length), length, not padded))
     assert seen == set(served.handler.grid.shapes()), "not every shape was tried"
     assert set(served.handler._runner._graphs) == seen, "not every shape was captured"
-    assert np.ptp(scores, axis=0).min() > 5 * TOLERANCE[dtype], "the scores are too alike to tell one text's from another"
+    assert np.ptp(scores, axis=0).min() > 5 * TOLERANCE[dtype], (
+        "the scores are too alike to tell one text's from another"
+    )
 
 
 def test_mixed_batches_equal_eager(bert: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from handling import Served, npy
+from handling import Served, build_module, npy
 
 from ts_mps.batching.decoder import load_decoder
 from ts_mps.batching.errors import ConfigError, RequestError
-from ts_mps.batching.generation import FULL, STOPPED, Follower
+from ts_mps.batching.following import FULL, STOPPED, Follower
 from ts_mps.batching.sampling import Sampling, Wish, draw
 
 JSON = "application/json"
@@ -29,30 +30,10 @@ END = 256
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 with random weights, large enough for its tokens to vary, and a tokenizer of single bytes."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
     folder = tmp_path_factory.mktemp("qwen2")
-    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
-    assert tokens.index("<|endoftext|>") == END
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>").save_pretrained(folder)
-    torch.manual_seed(7)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        eos_token_id=END,
+    build_module("text_generator").tiny(
+        folder, vocab_size=VOCABULARY, max_position_embeddings=512, initializer_range=0.3
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
 
@@ -123,7 +104,7 @@ def test_runs_follow_one_another(folder: Path, reference: Any) -> None:
 
 def test_padded_rows_and_late_looks_as_on_a_gpu(folder: Path, reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ts_mps.batching.handler.BatchHandler._pads_rows", lambda self: True)
-    monkeypatch.setattr("ts_mps.batching.generation._SLOTS", 8)  # so that the span grows within an answer
+    monkeypatch.setattr("ts_mps.batching.memory._SLOTS", 8)  # so that the span grows within an answer
     served = serve(folder, batching__max_instances=4)
     served.handler._runner._lag = 2
     asked = [{"input_ids": prompt(row, 1 + 3 * row), "max_tokens": 24 - 3 * row} for row in range(7)]
@@ -365,6 +346,23 @@ def test_a_long_prompt_is_refused_or_cut(served: Served, folder: Path) -> None:
         cut, same = ask(cutting, long, {"prompt": kept})
         assert cut == same
         assert cut["prompt_tokens"] == 32
+
+
+def test_a_cut_prompt_keeps_its_special_tokens(folder: Path, tmp_path: Path) -> None:
+    """A Llama-like tokenizer begins every prompt with a token that the model was trained with."""
+    from tokenizers import Tokenizer, processors
+
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    tokenizer = Tokenizer.from_file(str(copy / "tokenizer.json"))
+    begin = tokenizer.decode([7], skip_special_tokens=False)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, 7)])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    text = "a" * 30 + "bcdef"
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    for keep, kept in (("end", ids[-31:]), ("start", ids[:31])):
+        cut, same = ask(serve(copy, handler__truncate=keep), {"prompt": text}, {"input_ids": [7, *kept]})
+        assert cut == same
 
 
 def test_logits_that_are_not_finite_fail_their_own_request_only(folder: Path) -> None:

@@ -334,6 +334,50 @@ def _raises(error: BaseException) -> Callable[..., Any]:
     return method
 
 
+def test_requests_are_prepared_once_even_if_not_all_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What prepare made of some requests is not prepared again when it lost the others."""
+    seen: list[int] = []
+
+    def prepare(self: Tokens, requests: list[Instances]) -> list[Instances]:
+        seen.extend("made" in one.columns for one in requests)
+        made = [Instances({**one.columns, "made": [1] * len(one)}) for one in requests]
+        return made[:1]
+
+    monkeypatch.setattr(Tokens, "prepare", prepare)
+    batch = [send([[1]], 200, [[1, 1, 1]]), send([[2]], 200, [[2, 2, 1]])]
+    check(batch, serve(start(), batch))
+    assert seen == [False] * 4  # together, and then each alone
+
+
+def test_what_prepare_did_not_make_is_the_handlers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tokens, "prepare", lambda self, requests: [None for _ in requests])
+    assert [answer.status for answer in serve(start(), [send([[1]]), send([[2]])])] == [500, 500]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("method", ["decode", "prepare", "collate", "compute", "encode"])
+def test_what_ends_the_process_is_no_requests_fault(
+    method: str, ends: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = start()
+    with monkeypatch.context() as patched:
+        patched.setattr(Tokens, method, _raises(ends()))
+        with pytest.raises(ends):
+            serve(served, [send([[1]]), send([[2]])])
+    check([one := send([[5]], 200, [[5, 5, 1]])], serve(served, [one]))
+
+
+class Panic(BaseException):
+    """As pyo3's, which is no Exception."""
+
+
+@pytest.mark.parametrize("method", ["decode", "prepare", "collate", "compute", "encode"])
+def test_a_panic_in_rust_is_a_requests_fault(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = start()
+    monkeypatch.setattr(Tokens, method, _raises(Panic("x")))
+    assert [answer.status for answer in serve(served, [send([[1]]), send([[2]])])] == [500, 500]
+
+
 @pytest.mark.parametrize("method", ["decode", "prepare", "collate", "compute", "encode", "encode_request", "outputs"])
 @pytest.mark.parametrize(
     ("error", "status"),

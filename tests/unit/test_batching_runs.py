@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from ts_mps.batching.batch import Batch
+from ts_mps.batching.cuda_runner import CudaRunner, _Slot
 from ts_mps.batching.errors import RequestError
 from ts_mps.batching.gather import Chunk, Pool
 from ts_mps.batching.grid import Grid
 from ts_mps.batching.instances import Input
 from ts_mps.batching.options import BatchingOptions
 from ts_mps.batching.pipeline import Pipeline
-from ts_mps.batching.runner import CudaRunner, RunCounts, _Slot
+from ts_mps.batching.runner import RunCounts
 from ts_mps.batching.staging import HostBlock
 
 VALUES = [1.0, 2.0, 3.0, 13.0, 5.0, 6.0, 7.0, 8.0]

@@ -74,6 +74,14 @@ def named(results: torch.Tensor | Mapping[str, torch.Tensor], rows: int) -> dict
     return found
 
 
+def apply(
+    model: Model, inputs: Mapping[str, torch.Tensor], shape: Shape, dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """Run a model on the inputs of one shape, floating ones converted to ``dtype``; its results as of :func:`named`."""
+    tensors = {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs.items()}
+    return named(model(Batch(tensors, shape)), shape.rows)
+
+
 class Trailing:
     """Sees to it that every shape of batch gives results of one shape, as they are pooled again."""
 

@@ -146,8 +146,10 @@ class Decoder(torch.nn.Module):  # type: ignore[misc]
         self.model = model
         config = model.config
         rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-        if rope.get("rope_type") in _MOVING_ROPE:
-            raise ConfigError(f"The model's rotary embedding is {rope['rope_type']}, which is not served here.")
+        # One embedding for all layers, or one for each kind of layer.
+        for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+            if one.get("rope_type") in _MOVING_ROPE:
+                raise ConfigError(f"The model's rotary embedding is {one['rope_type']}, which is not served here.")
         self.layers: int = config.num_hidden_layers
         self.kv_heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ts_mps.batching import respond
-from ts_mps.batching.batch import LENGTHS, Batch, Model, Results
+from ts_mps.batching.batch import LENGTHS, Batch, Results
+from ts_mps.batching.cuda_runner import CudaRunner
 from ts_mps.batching.device import choose_device, choose_dtype, leave, leave_after_answering, survives
-from ts_mps.batching.errors import REQUESTS_FAULT, DeviceLost, RequestError, check_fault
-from ts_mps.batching.formats import numbers
+from ts_mps.batching.errors import DeviceLost, RequestError, requests_fault, where
 from ts_mps.batching.gather import Chunk, Pool
 from ts_mps.batching.grid import Grid
+from ts_mps.batching.host_runner import HostRunner
 from ts_mps.batching.instances import Array, Input, Instances
-from ts_mps.batching.load import load_model
+from ts_mps.batching.intake import Intake
+from ts_mps.batching.load import compiled, load_model
 from ts_mps.batching.metrics import BatchReport, Emitter
 from ts_mps.batching.options import BatchingOptions, Strict, read_config
 from ts_mps.batching.pipeline import Outcome, Pipeline
 from ts_mps.batching.request import Request, Style
-from ts_mps.batching.runner import CudaRunner, Fill, HostRunner, Runner
+from ts_mps.batching.runner import Fill, Runner
 
 _log = logging.getLogger(__name__)
-
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
-
-#: What decoding code raises on input that it did not expect; anything else is a fault of the handler.
-_CLIENTS_FAULT = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, OSError)
 
 
 class BatchHandler:
@@ -164,9 +158,10 @@ class BatchHandler:
 
     def make_runner(self, grid: Grid) -> Runner:
         """The runner; a handler whose model is more than one call replaces it."""
+        model = compiled(self.run, self.batching.compile, len(grid.shapes())) if self.batching.compile else self.run
         if self.device.type == "cuda":
-            return CudaRunner(self._compiled(), grid, self.device, self.dtype, graphs=self.batching.cuda_graphs)
-        return HostRunner(self._compiled(), grid, self.dtype)
+            return CudaRunner(model, grid, self.device, self.dtype, graphs=self.batching.cuda_graphs)
+        return HostRunner(model, grid, self.dtype)
 
     # -- what TorchServe calls -------------------------------------------------------------------------------------
 
@@ -210,7 +205,7 @@ class BatchHandler:
         most = self.batching.max_request_instances
         requests = [Request(fields, context.get_all_request_header(index), most) for index, fields in enumerate(data)]
         errors: dict[int, RequestError] = {}
-        instances = self._decode_all(requests, errors)
+        instances = self._intake().take(requests, errors)
         decoded = time.perf_counter()
         outcome = self._run(instances, errors)
         ran = time.perf_counter()
@@ -238,88 +233,15 @@ class BatchHandler:
 
     # -- stages ----------------------------------------------------------------------------------------------------
 
-    def _decode_all(self, requests: list[Request], errors: dict[int, RequestError]) -> dict[int, Instances]:
-        found: dict[int, Instances] = {}
-        for index, made in enumerate(self._each(self._decoded, requests)):
-            self._keep(index, made, found, errors)
-        if type(self).prepare is not BatchHandler.prepare:
-            self._prepare(found, errors)
-        checked: dict[int, Instances] = {}
-        for index, one in found.items():
-            self._keep(index, _caught(self._checked, one), checked, errors)
-        return checked
-
-    def _decoded(self, request: Request) -> Instances:
-        """What decode makes of a request, if it is not more than one request may hold."""
-        made = self.decode(request)
-        if isinstance(made, Instances):
-            request.limit(len(made))
-        return made
-
-    def _each(self, make: Callable[[_Given], _Made], given: Sequence[_Given]) -> list[_Made | BaseException]:
-        if self._threads is None or len(given) == 1:
-            return [_caught(make, one) for one in given]
-        return list(self._threads.map(functools.partial(_caught, make), given))
-
-    def _keep(
-        self,
-        index: int,
-        made: object,
-        found: dict[int, Instances],
-        errors: dict[int, RequestError],
-    ) -> None:
-        if isinstance(made, Instances):
-            found[index] = made
-        elif isinstance(made, RequestError):
-            errors[index] = made
-        elif isinstance(made, MemoryError):
-            errors[index] = RequestError("This server is out of memory.", 503)
-        elif isinstance(made, _CLIENTS_FAULT):
-            _log.warning("A request could not be decoded: %s", _where(made))
-            errors[index] = RequestError(f"The request could not be decoded: {type(made).__name__}: {made}", 400)
-        elif isinstance(made, BaseException):
-            _log.error("A request could not be decoded: %s", _where(made))
-            errors[index] = RequestError(f"This server's handler failed on the request: {type(made).__name__}.", 500)
-        else:
-            _log.error("decode returned %s in place of Instances", type(made).__name__)
-            errors[index] = RequestError("This server's handler did not decode the request into instances.", 500)
-
-    def _prepare(self, found: dict[int, Instances], errors: dict[int, RequestError]) -> None:
-        indices = list(found)
-        try:
-            made = self.prepare([found[index] for index in indices]) if indices else []
-            found.update(zip(indices, made, strict=True))
-        except REQUESTS_FAULT as error:
-            check_fault(error)
-            for index in indices:
-                self._keep(index, _caught(self._prepared, found.pop(index)), found, errors)
-
-    def _prepared(self, alone: Instances) -> Instances:
-        made = self.prepare([alone])
-        if len(made) != 1:
-            raise RequestError(f"prepare returned {len(made)} entries for one request.", 500)
-        return made[0]
-
-    def _checked(self, instances: Instances) -> Instances:
-        """A request's instances with their lengths, once they are known to be such as can be pooled.
-
-        Raises:
-            RequestError: They cannot.
-        """
-        if not len(instances):
-            raise RequestError("The request has no instances.")
-        if type(self).collate is BatchHandler.collate:
-            columns = {name: _column(name, one, instances.columns.get(name)) for name, one in self.inputs.items()}
-            instances.columns = {**instances.columns, **columns}
-        if not self.grid.has_length:
-            instances.lengths = None
-        else:
-            if instances.lengths is None:
-                name = next(name for name, one in self.inputs.items() if one.has_length)
-                instances.lengths = np.fromiter(map(len, instances.columns[name]), np.int64, len(instances))
-            self.grid.length(int(instances.lengths.min()))
-            self.grid.length(int(instances.lengths.max()))
-        return instances
+    def _intake(self) -> Intake:
+        return Intake(
+            decode=self.decode,
+            prepare=None if type(self).prepare is BatchHandler.prepare else self.prepare,
+            inputs=self.inputs,
+            checks_columns=type(self).collate is BatchHandler.collate,
+            grid=self.grid,
+            threads=self._threads,
+        )
 
     def _run(self, instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
         if not instances:
@@ -360,9 +282,8 @@ class BatchHandler:
                 kind, body = self._encode(outcome.results[index], request)
             except RequestError as error:
                 errors[index] = error
-            except REQUESTS_FAULT as error:
-                check_fault(error)
-                _log.warning("A result could not be encoded: %s", _where(error))
+            except requests_fault() as error:
+                _log.warning("A result could not be encoded: %s", where(error))
                 errors[index] = RequestError(f"The result could not be encoded: {type(error).__name__}: {error}", 500)
             else:
                 context.set_response_content_type(index, kind)
@@ -373,11 +294,8 @@ class BatchHandler:
         return body
 
     def _encode(self, results: Results, request: Request) -> tuple[str, bytes]:
-        for name, array in results.items():
-            if self.finite_results and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise RequestError(
-                    f"The model's result {name} is not finite (it computes in {self.batching.dtype}).", 500
-                )
+        if self.finite_results:
+            respond.check_finite(results, self.batching.dtype)
         kind = respond.wants_tensors(request)
         if kind is not None:
             return kind, respond.tensors(self.outputs(results, request), kind)
@@ -391,52 +309,3 @@ class BatchHandler:
 
     def _pads_rows(self) -> bool:
         return bool(self.batching.compile) or (self.batching.cuda_graphs and self.device.type == "cuda")
-
-    def _compiled(self) -> Model:
-        if not self.batching.compile:
-            return self.run
-        mode = None if isinstance(self.batching.compile, bool) else self.batching.compile
-        # One compilation for each shape; the default limit of 8 would leave the rest eager without a word.
-        limits = torch._dynamo.config
-        name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # before torch 2.7
-        setattr(limits, name, max(getattr(limits, name), 4 * len(self.grid.shapes())))
-        compiled: Model = torch.compile(self.run, mode=mode, dynamic=False)
-        return compiled
-
-
-def _caught(make: Callable[[_Given], _Made], given: _Given) -> _Made | BaseException:
-    """What ``make`` returns, or the exception that it raised: one request's fault is not its neighbours'."""
-    try:
-        return make(given)
-    except REQUESTS_FAULT as error:
-        check_fault(error)
-        return error
-
-
-def _where(error: BaseException) -> str:
-    """An error's class and the line that raised it: without its text, which may be a client's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{place}"
-
-
-def _column(name: str, one: Input, column: Array | Sequence[Any] | None) -> Array | list[Array]:
-    """A declared input's column, once it is known to be what :meth:`BatchHandler.collate` can copy.
-
-    Raises:
-        RequestError: It is not.
-    """
-    if column is None:
-        raise RequestError(f"This server's handler gave no column {name}.", 500)
-    if one.has_length and not isinstance(column, np.ndarray):
-        return [_array(name, one, value, one.shape[1:], skip=1) for value in column]
-    return _array(name, one, column, one.shape[1:] if one.has_length else one.shape, skip=2 if one.has_length else 1)
-
-
-def _array(name: str, one: Input, value: Any, shape: tuple[int | str, ...], skip: int) -> Array:
-    exact = isinstance(value, np.ndarray) and value.dtype == one.dtype
-    array: Array = value if exact else numbers(value, one.dtype, name)
-    if array.ndim < skip or array.shape[skip:] != shape:
-        wanted = ", ".join(["n"] * skip + [str(size) for size in shape])
-        raise RequestError(f"{name}: shape [{wanted}] is needed, got {list(array.shape)}.")
-    return array

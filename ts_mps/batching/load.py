@@ -1,4 +1,4 @@
-"""The default way to load an archive's model."""
+"""The default way to load an archive's model, and torch.compile for one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ts_mps.batching.errors import ConfigError
+
+_Run = TypeVar("_Run", bound=Callable[..., Any])
 
 
 def load_model(folder: Path, manifest: Mapping[str, Any]) -> torch.nn.Module:
@@ -43,6 +45,22 @@ def load_model(folder: Path, manifest: Mapping[str, Any]) -> torch.nn.Module:
         return program
     loaded: torch.nn.Module = _read(weights, lambda path: torch.jit.load(str(path), map_location="cpu"))
     return loaded
+
+
+def compiled(run: _Run, option: bool | str, shapes: int) -> _Run:
+    """Put a model through torch.compile, once for each of its shapes.
+
+    Args:
+        run: What calls it.
+        option: ``batching.compile``: true, or the name of a mode.
+        shapes: How many shapes it will be called with.
+    """
+    # One compilation for each shape; the default limit of 8 would leave the rest eager without a word.
+    limits = torch._dynamo.config
+    name = "recompile_limit" if hasattr(limits, "recompile_limit") else "cache_size_limit"  # before torch 2.7
+    setattr(limits, name, max(getattr(limits, name), 4 * shapes))
+    made: _Run = torch.compile(run, mode=None if isinstance(option, bool) else option, dynamic=False)
+    return made
 
 
 def _state(weights: Path) -> Mapping[str, Any]:

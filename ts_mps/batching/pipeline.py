@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ts_mps.batching.batch import Results
-from ts_mps.batching.errors import REQUESTS_FAULT, DeviceLost, RequestError, check_fault
+from ts_mps.batching.errors import DeviceLost, RequestError, requests_fault
 from ts_mps.batching.gather import Chunk, Pool, gather, halve, regather, without
 from ts_mps.batching.grid import Grid
 from ts_mps.batching.runner import IN_FLIGHT, Fill, Pending, Runner
+from ts_mps.batching.warming import give_back
 
 _log = logging.getLogger(__name__)
 
@@ -85,8 +86,7 @@ class Pipeline:
                 elif left := without(pool, chunk, outcome.errors, self._grid):
                     chunk = left
                     flying.append((chunk, self._runner.launch(chunk, self._fill(chunk))))
-            except REQUESTS_FAULT as error:
-                check_fault(error)
+            except requests_fault() as error:
                 waiting.extendleft(reversed(self._again(pool, chunk, error, outcome, tried)))
         for request in outcome.errors:
             outcome.results.pop(request, None)
@@ -99,10 +99,10 @@ class Pipeline:
         if not self._survives():
             raise DeviceLost(f"{type(error).__name__}: {error}") from error
         if isinstance(error, torch.cuda.OutOfMemoryError):
+            # Other processes use this GPU's memory too, and torch keeps blocks of sizes that nobody needs.
+            give_back(error)
             if chunk not in tried:
-                # Other processes use this GPU's memory too, and torch keeps blocks of sizes that nobody needs.
                 tried.add(chunk)
-                torch.cuda.empty_cache()
                 return [chunk]
             if self._grid.shrink(chunk.shape.rows, chunk.shape.length):
                 _log.warning(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-import orjson
-
+from ts_mps.batching.content import (
+    Part,
+    as_unicode,
+    is_json,
+    looks_v2,
+    read_document,
+    read_parameter,
+    read_parts,
+    split_parts,
+)
 from ts_mps.batching.errors import RequestError
-from ts_mps.batching.formats import JSON, NPY, SAFETENSORS, is_npy, numbers, read_npy, read_safetensors, read_v2
+from ts_mps.batching.formats import NPY, SAFETENSORS, is_npy, numbers, read_npy, read_safetensors, read_v2
 from ts_mps.batching.instances import Array
-
-#: In bytes; what is larger was surely meant to be an instance.
-_LONGEST_PARAMETER = 1000
 
 
 class Style(Enum):
@@ -24,21 +28,6 @@ class Style(Enum):
     MANY = "many"  # a JSON array, several files, a tensor -> an array of results
     V1 = "v1"  # {"instances": [...]} -> {"predictions": [...]}
     V2 = "v2"  # Open Inference Protocol -> its outputs
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a multipart request, or its whole body.
-
-    Args:
-        name: Its name in the form; ``body`` or ``data`` for a body.
-        value: bytes, or what TorchServe made of it: a str for text/*, the parsed document for application/json.
-        content_type: Lower case, without parameters; empty if none was sent.
-    """
-
-    name: str
-    value: Any
-    content_type: str
 
 
 class Request:
@@ -83,24 +72,8 @@ class Request:
             RequestError: There is none.
         """
         if self._parts is None:
-            self._parts = self._read_parts()
-        if not self._parts:
-            raise RequestError(
-                "The request is empty. (A form of type application/x-www-form-urlencoded, as curl -d sends without a "
-                "content type, is not read.)",
-                400,
-            )
+            self._parts = read_parts(self._fields, self._headers)
         return self._parts
-
-    def _read_parts(self) -> list[Part]:
-        found = []
-        for name, value in self._fields.items():
-            if value is None or (isinstance(value, (bytes, bytearray, str)) and not value):
-                continue
-            about = self._headers.get(name)
-            kind = about.get("content-type") if isinstance(about, Mapping) else None
-            found.append(Part(name, value, (kind or "").partition(";")[0].strip().lower()))
-        return found
 
     def content(self) -> list[Part]:
         """The parts that hold the instances: a body, or the part ``data``, alone; or else every part.
@@ -112,24 +85,10 @@ class Request:
         """
         # Once: what a document adds to the parameters later must stay.
         if self._content is None:
-            self._content = self._read_content()
+            self._content, beside = split_parts(self.parts())
+            if beside:
+                self.parameters = {part.name: read_parameter(part.value) for part in beside}
         return self._content
-
-    def _read_content(self) -> list[Part]:
-        parts = self.parts()
-        main = [part for part in parts if part.name in ("body", "data")][:1]
-        if not main:
-            return parts
-        beside = [part for part in parts if part is not main[0]]
-        for part in beside:
-            if isinstance(part.value, (bytes, bytearray, str)) and len(part.value) > _LONGEST_PARAMETER:
-                raise RequestError(
-                    f"Part {part.name} stands beside {main[0].name} and is too large for a parameter; to send several "
-                    "instances name none of them body or data.",
-                    413,
-                )
-        self.parameters = {part.name: _parameter(part.value) for part in beside}
-        return main
 
     def part(self) -> Part:
         """The only part, or the one named body or data.
@@ -149,16 +108,7 @@ class Request:
             RequestError: It is not JSON (400), or it says that it is something else (415).
         """
         if self._document is None:
-            part = self.part()
-            value = part.value
-            if isinstance(value, (bytes, bytearray, str)) and not (
-                isinstance(value, str) and part.content_type == JSON
-            ):
-                served = part.content_type in ("", JSON, "text/plain", "application/octet-stream")
-                if not served and not part.content_type.endswith("+json"):
-                    raise RequestError(f"Content type {part.content_type} is not served here; send {JSON}.", 415)
-                value = _parse(value)
-            self._document = value
+            self._document = read_document(self.part())
         return self._document
 
     def instances(self) -> list[Any]:
@@ -187,7 +137,7 @@ class Request:
         parts = self.content()
         if any(part.content_type in (NPY, SAFETENSORS) for part in parts):
             raise RequestError("Tensors are not served here; send JSON, text or files.", 415)
-        if _is_json(parts):
+        if is_json(parts):
             return self._json_instances(self.document())
         if len(parts) > 1:
             self.style = Style.MANY
@@ -229,12 +179,12 @@ class Request:
 
     def _tensors(self) -> dict[str, Any] | None:
         parts = self.content()
-        if _is_json(parts):
+        if is_json(parts):
             document = self.document()
-            if isinstance(document, dict) and isinstance(document.get("inputs"), list) and _looks_v2(document):
+            if isinstance(document, dict) and isinstance(document.get("inputs"), list) and looks_v2(document):
                 self.style = Style.V2
                 self.add_parameters(document, {"inputs", "outputs", "id"})
-                self.v2_id = _unicode(document["id"]) if isinstance(document.get("id"), str) else None
+                self.v2_id = as_unicode(document["id"]) if isinstance(document.get("id"), str) else None
                 return dict(read_v2(document))
             return None
         body = parts[0].value
@@ -283,42 +233,3 @@ class Request:
             wanted = ", ".join(["n", *map(str, shape)])
             raise RequestError(f"{name or 'The body'}: shape [{wanted}] is needed, got {list(array.shape)}.")
         return array
-
-
-def _parse(value: bytes | bytearray | str) -> Any:
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"The body is not JSON: {error}.", 400) from error
-
-
-def _is_json(parts: Sequence[Part]) -> bool:
-    if len(parts) != 1:
-        return False
-    part = parts[0]
-    if isinstance(part.value, (dict, list, int, float, bool)):
-        return True
-    if part.content_type == JSON or part.content_type.endswith("+json"):
-        return True
-    # No content type, as `curl --data-binary` with an emptied header or an old client sends it: look at the bytes.
-    unlabelled = part.content_type in ("", "application/octet-stream") and isinstance(part.value, (bytes, bytearray))
-    return unlabelled and bytes(part.value[:16]).lstrip()[:1] in (b"{", b"[")
-
-
-def _looks_v2(document: Mapping[str, Any]) -> bool:
-    return any(isinstance(tensor, dict) and "datatype" in tensor for tensor in document["inputs"])
-
-
-def _parameter(value: Any) -> Any:
-    """A parameter from a form or an address, where everything is text: numbers, true and false are what they say."""
-    text = value.decode("utf-8", "replace") if isinstance(value, (bytes, bytearray)) else value
-    try:
-        parsed = orjson.loads(text) if isinstance(text, str) else text
-    except orjson.JSONDecodeError:
-        return text
-    return parsed if isinstance(parsed, (int, float)) else text
-
-
-def _unicode(text: str) -> str:
-    """A text that can be sent back: TorchServe's JSON parser, unlike orjson, lets half a surrogate pair through."""
-    return text.encode("utf-8", "replace").decode()

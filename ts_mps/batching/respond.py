@@ -37,6 +37,21 @@ def tensors(results: Results, kind: str) -> bytes:
     return write_npy(results[OUTPUT] if OUTPUT in results else next(iter(results.values())))
 
 
+def check_finite(results: Results, dtype: str) -> None:
+    """Refuse results that JSON cannot hold and that nobody can use.
+
+    Args:
+        results: Of one request.
+        dtype: What the model computed in, for the sentence: half precision is the usual reason.
+
+    Raises:
+        RequestError: One of them is NaN or infinite somewhere (500).
+    """
+    for name, array in results.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise RequestError(f"The model's result {name} is not finite (it computes in {dtype}).", 500)
+
+
 def shaped(answers: list[Any], request: Request) -> Any:
     """The instances' answers in the shape of the request: one, a list, or ``predictions``."""
     if request.style is Style.ONE and len(answers) == 1:
@@ -87,4 +102,4 @@ def error(problem: RequestError) -> tuple[int, str, bytes]:
     return int(status), status.phrase, orjson.dumps(body)
 
 
-__all__ = ["JSON", "error", "shaped", "tensors", "to_json", "v2", "wants_tensors"]
+__all__ = ["JSON", "check_finite", "error", "shaped", "tensors", "to_json", "v2", "wants_tensors"]

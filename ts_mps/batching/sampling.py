@@ -125,7 +125,7 @@ def _sentence(error: Mapping[str, Any]) -> str:
 
 
 def write_controls(wishes: Sequence[Wish], arrays: Mapping[str, Array], *, sampled: bool) -> None:
-    """Write what :func:`pick` reads for each row; rows beyond the wishes take the most probable token.
+    """Write what :func:`draw` reads for each row; rows beyond the wishes take the most probable token.
 
     Args:
         wishes: One for each row that has an instance.
