@@ -41,26 +41,21 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 # -- building ------------------------------------------------------------------------------------------------------
 
 
-def build(model: str, store: Path, folder: Path, *, preset: str = "tiny", **config: Any) -> None:
+def build(model: str, store: Path, folder: Path, **config: Any) -> None:
     """The archive of a handler in ``store``, as its script builds it, and its model's folder.
 
     Args:
         model: The handler's name.
         store: Gets the .mar.
         folder: Gets the model; must not exist.
-        preset: The script's.
         config: Keys of model-config.yaml, with __ for a dot.
     """
     script = build_module(model)
-    presets = {"tiny": script.tiny}
-    if preset == "bert-base":
-        presets[preset] = script.bert_base
     values = {**SMALL[model], **{key.replace("__", "."): value for key, value in config.items()}}
     changes = [word for key, value in values.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    where = ["--preset", preset, "--store", str(store), "--keep-model", str(folder)]
-    if model == "text_classifier":
-        presets = {name: functools.partial(_decided, make) for name, make in presets.items()}
-    script.main(model, presets, [*where, *changes])
+    where = ["--preset", "tiny", "--store", str(store), "--keep-model", str(folder)]
+    tiny = functools.partial(_decided, script.tiny) if model == "text_classifier" else script.tiny
+    script.main(model, {"tiny": tiny}, [*where, *changes])
 
 
 def _decided(make: Callable[[Path], None], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Many minutes of mixed load with one bad request in a hundred: nothing lost, nothing grown, nobody restarted.
 
-TS_MPS_SOAK_SECONDS (600) or TS_MPS_SOAK_REQUESTS (100,000) end it, whichever comes first. TS_MPS_SOAK_PRESET takes
-``bert-base`` in place of the tiny text classifier. TS_MPS_SOAK_CPU=1 runs it without a GPU.
+TS_MPS_SOAK_SECONDS (600) or TS_MPS_SOAK_REQUESTS (100,000) end it, whichever comes first. TS_MPS_SOAK_CPU=1
+runs it without a GPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from serving import Serving
 
 SECONDS = float(os.environ.get("TS_MPS_SOAK_SECONDS", "600"))
 REQUESTS = int(os.environ.get("TS_MPS_SOAK_REQUESTS", "100000"))
-PRESET = os.environ.get("TS_MPS_SOAK_PRESET", "tiny")
 ON_CPU = os.environ.get("TS_MPS_SOAK_CPU") == "1"
 
 pytestmark = [pytest.mark.timeout(SECONDS + 900), *([] if ON_CPU else [pytest.mark.gpu])]
@@ -151,8 +150,7 @@ def load(serving: Serving) -> Iterator[Load]:
     half = {} if ON_CPU else {"batching__dtype": "fp16"}
     folders: dict[str, Path] = {model: serving.folder / "models" / model for model in MODELS}
     for model in MODELS:
-        preset, more = (PRESET, half) if model == "text_classifier" else ("tiny", {})
-        mixed.build(model, serving.store, folders[model], preset=preset, **more)
+        mixed.build(model, serving.store, folders[model], **(half if model == "text_classifier" else {}))
     traffic = Traffic({model: mixed.serve(model, folders[model]) for model in MODELS}, SEED)
     good = {model: [traffic.good(model) for _ in range(GOOD)] for model in MODELS}
     for model, cases in good.items():
