@@ -48,10 +48,13 @@ class PreflightError(TsMpsError):
 
 
 class PlanError(TsMpsError):
-    """More workers were asked for than the GPUs' client caps allow."""
+    """The workers asked for do not fit, or a plan, a profile or a setting is not for this machine or these models."""
 
     exit_code = 4
-    meaning = "plan impossible: the workers asked for do not fit"
+    meaning = (
+        "plan impossible: the workers asked for do not fit, or a plan file, a profile or a setting is for another "
+        "machine or model"
+    )
 
 
 class MpsError(TsMpsError):

@@ -4,6 +4,8 @@
 
     <home>/                       mode 0700, ours, no symlink
       gpus/<GPU UUID>/            shared by all instances on that GPU: the daemon's pipe and log folders, seats, leases
+      caps.json                   client caps that were measured
+      caps/<UUID>/                the daemon that measures one; gone afterwards
       instances/<name>/           one per ``--name``: plan, state, effective config, worker entry, slots, logs
 """
 
@@ -168,6 +170,15 @@ class Home:
     def gpu(self, uuid: str) -> GpuPaths:
         """Paths of the GPU with this UUID."""
         return GpuPaths(self.root / "gpus" / uuid)
+
+    @property
+    def caps(self) -> Path:
+        """Client caps that were measured, by driver and GPU."""
+        return self.root / "caps.json"
+
+    def probe(self, uuid: str) -> GpuPaths:
+        """Paths of the daemon that measures this GPU's client cap; no longer than those of :meth:`gpu`."""
+        return GpuPaths(self.root / "caps" / uuid)
 
 
 def default_root(environ: Mapping[str, str]) -> Path:

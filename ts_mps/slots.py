@@ -8,9 +8,7 @@ the cap holds whoever asks for workers, TorchServe's management API included.
 from __future__ import annotations
 
 import json
-import mmap
 import os
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
 from ts_mps.files import is_locked, read_json, try_lock, write_json
 from ts_mps.paths import GpuPaths, Home, InstancePaths
@@ -39,6 +38,27 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a worker really got, as it found it when it was ready.
+
+    Attributes:
+        sms: Streaming multiprocessors that CUDA shows it; None on the CPU, or where it has not used CUDA through torch.
+        thread_percentage: Under MPS, of its environment; None for the daemon's default.
+        memory_limit: Under MPS, bytes of device memory that its environment allows it; None for the daemon's default.
+        priority: Under MPS, 0 normal or 1 below normal; None for the daemon's default.
+        cores: Host cores that it may run on.
+        checked: Seconds that the numerical check of its share took; None where it has no thread percentage.
+    """
+
+    sms: int | None
+    thread_percentage: float | None
+    memory_limit: int | None
+    priority: int | None
+    cores: tuple[int, ...]
+    checked: float | None = None
+
+
+@dataclass(frozen=True)
 class WorkerRecord:
     """What a worker says of itself in its slot.
 
@@ -51,6 +71,7 @@ class WorkerRecord:
         seat: Its seat on the GPU; None without MPS.
         proof: That it is an MPS client; None without MPS, or while it loads.
         socket: TorchServe's socket to it, which outlives a SIGKILL.
+        got: What it really got of its share; None while it loads.
     """
 
     slot: Slot
@@ -61,6 +82,7 @@ class WorkerRecord:
     seat: int | None = None
     proof: Proof | None = None
     socket: str | None = None
+    got: Share | None = None
 
 
 class Claim:
@@ -81,9 +103,9 @@ class Claim:
         self.activity = Activity.create(_activity_file(instance, record.slot.number))
         self._save()
 
-    def ready(self, proof: Proof | None) -> None:
-        """The model is loaded, and with MPS the process is a proven client."""
-        self.record = replace(self.record, state="ready", since=time.time(), proof=proof)
+    def ready(self, proof: Proof | None, got: Share | None = None) -> None:
+        """The model is loaded, with MPS the process is a proven client, and this is what it got."""
+        self.record = replace(self.record, state="ready", since=time.time(), proof=proof, got=got)
         self._save()
 
     def _save(self) -> None:
@@ -94,45 +116,6 @@ class Claim:
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = ()
-
-
-class Activity:
-    """Two counters in a shared page: batches taken, batches answered. Writing costs no system call.
-
-    A stop reads them to see who is busy: a busy MPS client must not be killed outright.
-    """
-
-    _FORMAT = struct.Struct("=QQ")
-
-    def __init__(self, page: mmap.mmap) -> None:
-        self._page = page
-        self._taken, self._answered = self._FORMAT.unpack_from(page)
-
-    @classmethod
-    def create(cls, path: Path) -> Activity:
-        """A page with both counters at zero, for the worker."""
-        path.write_bytes(bytes(cls._FORMAT.size))
-        with path.open("r+b") as stream:
-            return cls(mmap.mmap(stream.fileno(), cls._FORMAT.size))
-
-    def begin(self) -> None:
-        """A batch has been taken."""
-        self._taken += 1
-        self._FORMAT.pack_into(self._page, 0, self._taken, self._answered)
-
-    def end(self) -> None:
-        """The batch's answer has been made."""
-        self._answered = self._taken
-        self._FORMAT.pack_into(self._page, 0, self._taken, self._answered)
-
-    @classmethod
-    def is_busy(cls, path: Path) -> bool:
-        """Whether the worker that writes this page is inside a batch; False where there is no page."""
-        try:
-            taken, answered = cls._FORMAT.unpack(path.read_bytes())
-        except (OSError, struct.error):
-            return False
-        return bool(taken != answered)
 
 
 def claim(
@@ -178,9 +161,17 @@ def claim(
     for number in range(len(plan.slots), len(plan.slots) + EXTRA_SLOTS):
         taken = try_lock(_lock_file(instance, number))
         if taken is not None:
-            slot = replace(pattern, number=number, version=version, gpu=gpu.uuid if gpu else None)
-            return _seat(home, instance, plan, slot, False, taken, socket)
+            return _seat(home, instance, plan, _beyond(pattern, number, version, gpu), False, taken, socket)
     raise PlanError(f"Instance {instance.name} already has {EXTRA_SLOTS} workers beyond its plan.", "Scale down first.")
+
+
+def _beyond(pattern: Slot, number: int, version: str | None, gpu: PlannedGpu | None) -> Slot:
+    """A slot beyond the plan, with the limits of a planned one of its model."""
+    uuid = gpu.uuid if gpu else None
+    # The SMs that a percentage leaves are another number on another GPU.
+    sms = pattern.sms if pattern.gpu == uuid else 0
+    why = "It was asked for beyond the plan through TorchServe's management API."
+    return replace(pattern, number=number, version=version, gpu=uuid, sms=sms, why=why)
 
 
 def _seat(
@@ -233,7 +224,9 @@ def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
             continue
         slot = Slot(**{**value["slot"], "cores": tuple(value["slot"]["cores"])})
         proof = Proof(**value["proof"]) if value["proof"] else None
-        yield WorkerRecord(**{**value, "slot": slot, "proof": proof})
+        got = value.get("got")
+        share = Share(**{**got, "cores": tuple(got["cores"])}) if got else None
+        yield WorkerRecord(**{**value, "slot": slot, "proof": proof, "got": share})
 
 
 def sockets(instance: InstancePaths) -> tuple[Path, ...]:

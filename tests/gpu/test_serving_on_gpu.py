@@ -149,9 +149,11 @@ def test_the_cap_holds_whoever_asks(gpu_serving, capsys):
     refused = gpu_serving.start("--models", "matrix.mar", "--workers", "49", **one)
     assert refused.returncode == 4, refused.stderr
     assert "49 workers" in refused.stderr and "48 clients" in refused.stderr
+    kept = gpu_serving.start("--models", "matrix.mar", **one)
+    assert kept.returncode == 4 and "kept free (--reserve)" in kept.stderr, kept.stderr
 
     began = time.monotonic()
-    started = gpu_serving.start("--models", "matrix.mar", **one)
+    started = gpu_serving.start("--models", "matrix.mar", "--reserve", "0", **one)
     seconds = time.monotonic() - began
     assert started.returncode == 0, started.stderr
     assert len(clients(gpu_serving)) == 48

@@ -19,7 +19,7 @@ from serving import ECHO, Serving
 from support import eventually
 
 from ts_mps.files import write_json
-from ts_mps.plan.place import HostFacts, ModelDemand, place
+from ts_mps.plan.model import Plan, Slot
 from ts_mps.torchserve.arguments import StartArguments
 from ts_mps.torchserve.command import LOG_CONFIG, java_command
 from ts_mps.torchserve.java import find_java
@@ -115,7 +115,7 @@ def one_server_with_both(serving: Serving) -> Iterator[tuple[str, int, str]]:
     paths = serving.paths()
     for folder in (serving.home.root, paths.slots, paths.failures):
         folder.mkdir(parents=True)
-    write_json(paths.plan, place((), [ModelDemand("ours", "1.0", 1)], HostFacts((0,), {}, set_threads=False)).as_json())
+    write_json(paths.plan, Plan((), (Slot(0, "ours", "1.0", None),), mps=False).as_json())
     python = serving.folder / "python"
     ours = wrapper_script(sys.executable, serving.home, paths).removeprefix("#!/bin/sh\n")
     python.write_text(

@@ -192,7 +192,7 @@ class TestCap:
         old_gpu.archive("client", CLIENT, workers=17)
         done = old_gpu.start("--models", "client.mar")
         assert done.returncode == 4, done.stderr
-        assert "would get 17 workers, and its MPS server takes 16 clients" in done.stderr
+        assert "17 workers" in done.stderr and "16 clients" in done.stderr
         assert old_gpu.state() is None and left(old_gpu) == []
 
     def test_scaling_past_the_cap_leaves_exactly_as_many_as_fit(self, old_gpu):

@@ -1,8 +1,10 @@
 """A stand-in for NVML's Python module, for tests on machines without a GPU.
 
 SIM_GPUS is a JSON list, one object per GPU: uuid, name, compute_capability, memory_total, memory_free, cores, and
-optionally mig (true), no_mig (not supported), lost (every call fails). SIM_NVML_MODES is a file that keeps the compute
-modes between processes; SIM_NVML_NO_PERMISSION=1 refuses to set one. Without SIM_GPUS there is no driver.
+optionally mig (true), no_mig (not supported), lost (every call fails), gpu_cores (CUDA cores), bus (PCI address),
+mig_instances (a list of objects: uuid, name, memory_total, memory_free, sms, slices; null for an empty place).
+SIM_NVML_MODES is a file that keeps the compute modes between processes; SIM_NVML_NO_PERMISSION=1 refuses to set one.
+Without SIM_GPUS there is no driver.
 """
 
 from __future__ import annotations
@@ -125,6 +127,32 @@ def nvmlDeviceGetMigMode(gpu):
     return [int(bool(gpu.get("mig"))), 0]
 
 
+def nvmlDeviceGetMaxMigDeviceCount(gpu):
+    return len(gpu.get("mig_instances", []))
+
+
+def nvmlDeviceGetMigDeviceHandleByIndex(gpu, index):
+    if gpu["mig_instances"][index] is None:
+        raise NVMLError_NotFound
+    return gpu["mig_instances"][index]
+
+
+def nvmlDeviceGetAttributes(instance):
+    return SimpleNamespace(multiprocessorCount=instance["sms"], computeInstanceSliceCount=instance["slices"])
+
+
+def nvmlDeviceGetNumGpuCores(gpu):
+    if "gpu_cores" not in gpu:
+        raise NVMLError_NotSupported
+    return gpu["gpu_cores"]
+
+
+def nvmlDeviceGetPciInfo(gpu):
+    if "bus" not in gpu:
+        raise NVMLError_NotSupported
+    return SimpleNamespace(busId=gpu["bus"])
+
+
 def nvmlDeviceGetComputeMode(gpu):
     return _modes().get(gpu["uuid"], gpu.get("compute_mode", NVML_COMPUTEMODE_DEFAULT))
 
@@ -140,3 +168,19 @@ def nvmlDeviceGetCpuAffinity(gpu, words):
         raise NVMLError_NotSupported
     mask = sum(1 << core for core in gpu["cores"])
     return [mask >> 64 * word & (1 << 64) - 1 for word in range(words)]
+
+
+def nvmlDeviceGetComputeRunningProcesses(gpu):
+    return [SimpleNamespace(pid=pid) for pid in gpu.get("processes", {}).values()]
+
+
+def nvmlDeviceGetMPSComputeRunningProcesses(gpu):
+    raise NVMLError_NotSupported
+
+
+def nvmlSystemGetProcessName(pid):
+    for gpu in _gpus():
+        for name, other in gpu.get("processes", {}).items():
+            if other == pid:
+                return name
+    raise NVMLError_NotFound

@@ -7,20 +7,25 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ts_mps.errors import MpsError
 from ts_mps.gpu.inventory import read_inventory
+from ts_mps.mps import limits
 from ts_mps.mps.control import Control, DaemonNotFound
 from ts_mps.mps.daemon import acquire
 from ts_mps.paths import Home
 from ts_mps.plan.model import PlannedGpu, Slot
-from ts_mps.torchserve.attach import NotAClient, environment, prove, take_share, wait_for_daemon
+from ts_mps.slots import Share
+from ts_mps.torchserve.attach import NotAClient, environment, prove, share_of, take_share, wait_for_daemon
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")
+LIMITED = Slot(0, "m", "1.0", UUID, thread_percentage=12.5, memory_limit="4G", priority=1)
 
 
 class FakeControl:
@@ -60,11 +65,84 @@ class TestEnvironment:
         variables = environment(Slot(0, "m", "1.0", UUID), gpu, Path("/none"))
         assert variables["CUDA_MPS_PIPE_DIRECTORY"] == "/none"
 
-    def test_shares(self):
-        slot = Slot(0, "m", "1.0", UUID, thread_percentage=12.5, memory_limit="4G")
-        variables = environment(slot, GPU, Path("/none"))
+    def test_limits(self):
+        variables = environment(LIMITED, GPU, Path("/none"))
         assert variables["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] == "12.5"
         assert variables["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] == "0=4G"
+        assert variables["CUDA_MPS_CLIENT_PRIORITY"] == "1"
+        normal = environment(replace(LIMITED, priority=0), GPU, Path("/none"))
+        assert normal["CUDA_MPS_CLIENT_PRIORITY"] == "0", "0 is a wish too, beside a daemon's default of 1"
+
+    def test_without_mps_no_limit_is_set(self):
+        variables = environment(LIMITED, PlannedGpu(0, UUID, "NVIDIA H200"), Path("/none"))
+        assert not set(variables) & set(limits.CLIENT_VARIABLES)
+
+    def test_a_slots_limits_replace_the_users_and_no_limit_leaves_them(self):
+        users = dict(zip(limits.CLIENT_VARIABLES, ("25", "0=1G", "0"), strict=True))
+        environ = dict(users)
+        take_share(Slot(0, "m", "1.0", UUID), environment(Slot(0, "m", "1.0", UUID), GPU, Path("/none")), environ)
+        assert {name: environ[name] for name in users} == users
+        take_share(LIMITED, environment(LIMITED, GPU, Path("/none")), environ)
+        assert [environ[name] for name in limits.CLIENT_VARIABLES] == ["12.5", "0=4G", "1"]
+
+
+class TestShareOf:
+    CORES = tuple(sorted(os.sched_getaffinity(0)))
+
+    @pytest.fixture
+    def cuda(self, monkeypatch):
+        """A torch that has used a GPU of which CUDA shows 16 SMs."""
+        import torch
+
+        seen = SimpleNamespace(multi_processor_count=16)
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: {0: seen}[device])
+
+    def test_what_the_slot_asked_for_is_what_it_got(self, cuda):
+        environ = environment(LIMITED, GPU, Path("/none"))
+        assert share_of(GPU, environ) == Share(16, 12.5, 4 * 2**30, 1, self.CORES)
+
+    def test_nothing_is_asked_of_a_cuda_that_nobody_uses(self, monkeypatch):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: pytest.fail("CUDA was used"))
+        assert share_of(GPU, {}) == Share(None, None, None, None, self.CORES)
+        monkeypatch.delitem(sys.modules, "torch")
+        assert share_of(GPU, {}).sms is None and "torch" not in sys.modules
+
+    def test_on_the_cpu_and_without_mps_limits_mean_nothing(self, cuda):
+        environ = environment(LIMITED, GPU, Path("/none"))
+        assert share_of(None, environ) == Share(None, None, None, None, self.CORES)
+        assert share_of(PlannedGpu(0, UUID, "NVIDIA H200"), environ) == Share(16, None, None, None, self.CORES)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("0=4G", 4 << 30),
+            ("0=1500M", 1500 << 20),
+            ("1=1G,0=512MB", 512 << 20),
+            (f"{UUID}=2G", 2 << 30),
+            ("0=1G,0=2G", 2 << 30),
+            ("1=1G", None),
+            ("0=1.5G", None),
+            ("0=1024", None),
+            ("4G", None),
+            ("0=", None),
+            ("", None),
+        ],
+    )
+    def test_memory_limits_as_mps_reads_them(self, text, expected):
+        assert limits.memory_of({limits.MEMORY_LIMIT: text}, UUID) == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"), [("50", 50.0), ("12.5", 12.5), ("0", None), ("101", None), ("x", None), ("nan", None)]
+    )
+    def test_percentages_that_mps_takes(self, text, expected):
+        assert limits.percentage_of({limits.THREAD_PERCENTAGE: text}) == expected
+
+    @pytest.mark.parametrize(("text", "expected"), [("0", 0), ("1", 1), ("2", None), ("", None)])
+    def test_priorities_that_mps_takes(self, text, expected):
+        assert limits.priority_of({limits.PRIORITY: text}) == expected
 
 
 class TestTakeShare:

@@ -30,6 +30,7 @@ from ts_mps.mps.daemon import (
     release_left_behind,
     terminate_and_kill,
 )
+from ts_mps.mps.limits import CLIENT_VARIABLES
 from ts_mps.paths import GpuPaths, Home
 
 Acquire = Callable[..., Lease]
@@ -125,6 +126,12 @@ def test_acquire_brings_up_a_daemon_for_one_gpu(take: Acquire, gpu: Gpu, paths: 
     assert {path.stat().st_mode & 0o777 for path in (paths.pipe, paths.log, paths.leases)} == {0o700}
     assert is_locked(paths.leases / "default")
     assert daemon_alive(daemon)
+
+
+def test_one_users_limits_do_not_bound_the_daemon_of_all(take: Acquire, environ: dict[str, str]):
+    environ.update(dict.fromkeys(CLIENT_VARIABLES, "1"))
+    started_with = psutil.Process(take(environ=environ).daemon.pid).environ()
+    assert "CUDA_MPS_PIPE_DIRECTORY" in started_with and not set(started_with) & set(CLIENT_VARIABLES)
 
 
 def test_release_leaves_nothing(take: Acquire, gpu: Gpu, short_dir: Path, paths: GpuPaths):

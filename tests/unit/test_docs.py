@@ -1,6 +1,7 @@
 """What the documentation names exists."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,6 @@ from handling import Served, module_of
 from ts_mps.cli.main import VERBS
 from ts_mps.cli.reference import commands, exit_codes
 from ts_mps.torchserve import properties
-from ts_mps.torchserve.arguments import help_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
@@ -25,7 +25,8 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_verbs_and_options_exist(page):
-    known = {name for action in help_parser()._actions for name in action.option_strings} | {"--keep", "--watch"}
+    parsers = [import_module(f"ts_mps.cli.{verb}").parser() for verb in VERBS]
+    known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
     for line in page.read_text().splitlines():
         for verb, rest in re.findall(r"ts-mps ([a-z]+)\b([^`#]*)", line):
             if verb in VERBS:

@@ -12,6 +12,7 @@ from support import CONTROL, SIMULATOR, mps_processes, simulated_gpu
 from ts_mps.cli import doctor
 from ts_mps.doctor import gpus, machine, neighbours
 from ts_mps.doctor.examine import examine
+from ts_mps.gpu.measured import remember_cap
 from ts_mps.torchserve.arguments import parse
 
 
@@ -58,6 +59,13 @@ def test_a_gpu_with_mps_is_well_and_says_its_cap(look, simulator):
     found = look()
     assert found["MPS"].level == found["GPU 0"].level == found["driver"].level == "ok"
     assert "at most 48 MPS clients" in found["GPU 0"].what
+
+
+def test_a_measured_cap_is_shown(look, simulator, short_dir):
+    (short_dir / "home").mkdir(mode=0o700)
+    remember_cap(short_dir / "home" / "caps.json", "580.159.04", "NVIDIA H200", 13000, 2, 47)
+    assert "at most 47 MPS clients (measured)" in look()["GPU 0"].what
+    assert "at most 48 MPS clients" in look(CUDA_DEVICE_MAX_CONNECTIONS="4")["GPU 0"].what
 
 
 def test_a_newer_control_binary_takes_60(look, simulator):
@@ -251,11 +259,23 @@ def store_with(folder, **manifest):
 
 def test_the_plan_is_made(look, simulator, short_dir):
     flags = ["--model-store", store_with(short_dir / "store"), "--models", "m.mar", "--workers"]
-    found = look(*flags, "48")
+    found = look(*flags, "48", "--reserve", "0")
     assert found["models"].what == "m 1.0: 48 worker(s)" and found["plan"].level == "ok"
     assert "48 worker(s) on GPU 0, which takes 48 MPS clients" in found["plan"].what
-    refused = look(*flags, "49")["plan"]
-    assert refused.level == "error" and "49" in refused.what and refused.remedy
+    refused = look(*flags, "48")["plan"]
+    assert refused.level == "error" and "48 workers" in refused.what and "47" in refused.remedy
+
+
+def test_the_planning_of_a_start_is_examined(look, simulator, short_dir):
+    flags = ["--model-store", store_with(short_dir / "store"), "--models", "m.mar"]
+    assert "without a settings file" in look(*flags)["planning"].what
+    (short_dir / "ts-mps.toml").write_text("[models.n]\nworkers = 2\n")
+    found = look(*flags)
+    assert found["planning"].level == "ok" and "ts-mps.toml" in found["planning"].what
+    assert found["plan"].level == "error" and "model n, which is not loaded" in found["plan"].what
+    (short_dir / "ts-mps.toml").write_text("[plan]\nreserve = -1\n")
+    assert look(*flags)["planning"].level == "error"
+    assert look(*flags, "--plan", "nothing.json")["planning"].level == "error"
 
 
 def test_workers_that_cannot_be_mps_clients_are_an_error(look, simulator, short_dir):

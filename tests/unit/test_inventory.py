@@ -7,7 +7,8 @@ import os
 import pytest
 from support import simulated_gpu
 
-from ts_mps.gpu.inventory import Inventory, read_inventory
+from ts_mps.gpu import inventory as module
+from ts_mps.gpu.inventory import Inventory, MigInstance, free_memory, read_inventory
 
 pytestmark = pytest.mark.usefixtures("simulator")
 
@@ -37,6 +38,60 @@ def test_every_field_of_a_gpu(has):
 def test_mig(has):
     inventory = has(simulated_gpu(mig=True), simulated_gpu(1, no_mig=True))
     assert [gpu.mig_enabled for gpu in inventory.gpus] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("capability", "cores", "sms"),
+    [
+        ([9, 0], 16896, 132),  # H200
+        ([8, 0], 6912, 108),  # A100
+        ([7, 5], 2560, 40),  # T4
+        ([8, 9], 7424, 58),  # L4
+        ([6, 1], 3840, 30),  # P40
+        ([99, 0], 4096, 0),  # one that the table does not know
+    ],
+)
+def test_sms_are_counted_from_cores(has, capability, cores, sms):
+    assert has(simulated_gpu(compute_capability=capability, gpu_cores=cores)).gpus[0].sms == sms
+
+
+def test_sms_unknown_to_nvml(has):
+    assert has(simulated_gpu()).gpus[0].sms == 0
+
+
+@pytest.mark.parametrize(("node", "seen"), [("1\n", 1), ("0\n", 0), ("-1\n", None), ("", None)])
+def test_numa_node_is_the_pci_slots(has, tmp_path, monkeypatch, node, seen):
+    folder = tmp_path / "0001:b1:00.0"
+    folder.mkdir()
+    (folder / "numa_node").write_text(node)
+    monkeypatch.setattr(module, "PCI_DEVICES", tmp_path)
+    gpus = has(simulated_gpu(bus="00000001:B1:00.0"), simulated_gpu(1, bus="00000001:C1:00.0"), simulated_gpu(2)).gpus
+    assert [gpu.numa_node for gpu in gpus] == [seen, None, None]
+
+
+def test_mig_instances(has):
+    one = {
+        "uuid": "MIG-1",
+        "name": "NVIDIA H200 MIG 1g.18gb",
+        "memory_total": 18,
+        "memory_free": 17,
+        "sms": 16,
+        "slices": 1,
+    }
+    three = {**one, "uuid": "MIG-3", "name": "NVIDIA H200 MIG 3g.71gb", "memory_total": 71, "sms": 60, "slices": 3}
+    split, whole = has(
+        simulated_gpu(mig=True, mig_instances=[one, None, three]), simulated_gpu(1, mig_instances=[one])
+    ).gpus
+    assert split.mig == (MigInstance("MIG-1", "1g.18gb", 18, 17, 16, 1), MigInstance("MIG-3", "3g.71gb", 71, 17, 60, 3))
+    assert whole.mig == ()  # MIG is off
+
+
+def test_free_memory_now(has, monkeypatch):
+    gpu = has(simulated_gpu(memory_free=12345)).gpus[0]
+    assert free_memory(gpu.uuid) == 12345
+    assert free_memory("GPU-of-somebody-else") is None
+    monkeypatch.delenv("SIM_GPUS")
+    assert free_memory(gpu.uuid) is None
 
 
 def test_cores_are_those_that_this_process_may_use(has):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from ts_mps.errors import PreflightError, UsageError
 from ts_mps.torchserve.model_store import default_name
-from ts_mps.torchserve.models import Machine, ModelRequest, requested_models
+from ts_mps.torchserve.models import ModelRequest, requested_models
+from ts_mps.torchserve.registration import Machine
 
 NO_GPU = Machine(gpus=0, cpus=5)
 
@@ -215,3 +217,65 @@ def test_numbers_that_cannot_be_read(tmp_path: Path) -> None:
         ask(tmp_path, "m.mar", models='{"m": {"1.0": {"minWorkers": "many"}}}')
     with pytest.raises(PreflightError, match="default_workers_per_model=many"):
         ask(tmp_path, "m.mar", default_workers_per_model="many")
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "workers", "source", "chosen"),
+    [
+        (None, {}, (), "TorchServe's default, one for each processor", False),
+        (None, {"default_workers_per_model": "2"}, (), "default_workers_per_model", True),
+        (None, {"debug": "true"}, (), "TorchServe's debug mode", True),
+        ("minWorkers: 2\nmaxWorkers: 2", {}, (), "minWorkers of its model-config.yaml", True),
+        (None, {"models": '{"m": {"1.0": {"minWorkers": 3}}}'}, (), "minWorkers in the setting 'models'", True),
+        ("minWorkers: 2\nmaxWorkers: 2", {}, ("4",), "--workers", True),
+    ],
+)
+def test_who_said_how_many_workers(
+    tmp_path: Path, config: str | None, settings: dict[str, str], workers: tuple[str, ...], source: str, chosen: bool
+) -> None:
+    pack(tmp_path, "m.mar", config)
+    (request,) = ask(tmp_path, "m.mar", workers=workers, **settings)
+    assert (request.asked.value, request.asked.source, request.asked.chosen) == (request.workers, source, chosen)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "size", "source"),
+    [
+        (None, {}, 1, "TorchServe's default"),
+        ("batchSize: 8", {}, 8, "batchSize of its model-config.yaml"),
+        ("batchSize: 0", {}, 1, "batchSize of its model-config.yaml"),
+        ("batchSize: 8", {"models": '{"m": {"1.0": {"batchSize": 4}}}'}, 8, "batchSize of its model-config.yaml"),
+        ("batchSize: '8'", {"models": '{"m": {"1.0": {"batchSize": 4}}}'}, 4, "batchSize in the setting 'models'"),
+        (None, {"models": '{"m": {"1.0": {"batchSize": -4}}}'}, 1, "TorchServe's default"),
+        (None, {"models": '{"m": {"2.0": {"batchSize": 4}}}'}, 1, "TorchServe's default"),
+    ],
+)
+def test_batch_size(tmp_path: Path, config: str | None, settings: dict[str, str], size: int, source: str) -> None:
+    pack(tmp_path, "m.mar", config)
+    (request,) = ask(tmp_path, "m.mar", **settings)
+    assert (request.batch.value, request.batch.source) == (size, source)
+
+
+def test_a_snapshot_says_workers_and_batch(tmp_path: Path) -> None:
+    pack(tmp_path, "m.mar", "batchSize: 2")
+    state = {"defaultVersion": True, "marName": "m.mar", "minWorkers": 3, "maxWorkers": 3, "batchSize": 16}
+    snapshot = json.dumps({"name": "x", "modelCount": 1, "models": {"m": {"1.0": state}}})
+    (request,) = ask(tmp_path, model_snapshot=snapshot)
+    assert (request.workers, request.batch.value) == (3, 16)
+    assert request.asked.source == request.batch.source == "TorchServe's snapshot"
+
+
+def test_weight_files_are_counted_unpacked(tmp_path: Path) -> None:
+    path = pack(tmp_path, "m.mar")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.safetensors", b"0" * 100_000)
+        archive.writestr("sub/extra.PT", b"0" * 7)
+        archive.writestr("vocab.txt", b"0" * 1000)
+    assert path.stat().st_size < 10_000
+    assert ask(tmp_path, "m.mar")[0].weights == 100_007
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "inner" / "m")
+    with tarfile.open(tmp_path / "t.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "inner" / "m", "outer")
+    (tmp_path / "inner").rename(tmp_path / "folder")
+    assert [request.weights for request in ask(tmp_path, "a=t.tar.gz", "b=folder")] == [100_007, 100_007]

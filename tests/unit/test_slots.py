@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ts_mps import slots
+from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Activity, Claim, Proof, busy, claim, seat_holders, sockets, workers
+from ts_mps.slots import Claim, Proof, Share, busy, claim, seat_holders, sockets, workers
 
 GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
 
@@ -190,6 +191,25 @@ class TestClaim:
         timer.join()
         assert successor.record.planned and successor.record.slot.number == 0
 
+    def test_an_extra_worker_has_the_limits_of_its_model_and_says_that_it_is_beyond_the_plan(self, home, instance):
+        plan = make_plan(("m", "1.0", 0))
+        limited = replace(
+            plan.slots[0], thread_percentage=50.0, memory_limit="4G", priority=1, cores=(0, 2), sms=66, why="first"
+        )
+        plan = replace(plan, slots=(limited,))
+        first, extra = (claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0) for _ in range(2))
+        assert first.record.slot == limited
+        assert "beyond the plan" in extra.record.slot.why
+        assert extra.record.slot == replace(limited, number=1, why=extra.record.slot.why)
+        assert [worker.slot for worker in workers(instance)] == [first.record.slot, extra.record.slot]
+
+    def test_on_another_gpu_an_extra_workers_sms_are_not_known(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 1), caps=(1, 3))
+        plan = replace(plan, slots=tuple(replace(slot, thread_percentage=50.0, sms=66) for slot in plan.slots))
+        *_, extra = [claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0) for _ in range(3)]
+        assert (extra.record.slot.gpu, extra.record.slot.thread_percentage) == (GPUS[1], 50.0)
+        assert extra.record.slot.sms == 0
+
 
 class TestProcesses:
     def test_a_child_that_a_handler_forks_does_not_keep_the_seat(self, home, instance):
@@ -304,6 +324,14 @@ TestSeats.settings = settings(
 
 
 class TestRecord:
+    def test_ready_keeps_what_it_got(self, home, instance):
+        held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True)
+        assert [worker.got for worker in workers(instance)] == [None]
+        got = Share(66, 50.0, 4 * 2**30, 1, (0, 1, 5), checked=0.25)
+        held.ready(Proof(462, 1.0), got)
+        (record,) = workers(instance)
+        assert record == held.record and record.got == got
+
     def test_ready_keeps_the_proof(self, home, instance):
         held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True, socket="/tmp/.ts.sock.9000")
         before = time.time()

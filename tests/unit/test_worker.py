@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +16,14 @@ import pytest
 from ts import model_service_worker as stock
 from ts.arg_parser import ArgParser
 
+from ts_mps.errors import MpsError
 from ts_mps.files import write_json
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import busy, claim, workers
+from ts_mps.slots import Proof, busy, claim, workers
+from ts_mps.torchserve import numerics
 from ts_mps.torchserve import worker as module
-from ts_mps.torchserve.attach import environment
+from ts_mps.torchserve.attach import environment, share_of
 from ts_mps.torchserve.config import DATA
 from ts_mps.torchserve.failures import KEPT, WorkerFailure, failures, record_failure
 from ts_mps.torchserve.worker import OUT_OF_RESOURCES, Worker
@@ -121,6 +125,13 @@ class TestLoad:
             worker.load_model(request)
         assert Path(request["handler"].decode()).stem not in sys.modules
 
+    def test_what_it_got_is_recorded(self, worker, instance, message):
+        write_plan(instance, gpu=True)
+        assert worker.load_model(message("pass", gpu=0))[2] == 200
+        (record,) = workers(instance)
+        assert record.got == share_of(PlannedGpu(0, UUID, "NVIDIA H200"))
+        assert record.got.cores == tuple(sorted(os.sched_getaffinity(0))) and record.got.checked is None
+
     def test_a_refusal_is_507_with_our_sentence(self, worker, home, instance, message, monkeypatch):
         plan = write_plan(instance, workers=2, cap=1, gpu=True)
         held = claim(home, instance, plan, "m", "1.0", on_gpu=True)
@@ -155,6 +166,84 @@ class TestLoad:
         with pytest.raises(ValueError, match="a plan of version None"):
             worker.load_model(message("pass"))
         assert "a plan of version None" in failures(instance)[0].what
+
+
+class TestLimits:
+    """A worker with a thread percentage, as a client of a daemon that is not asked here."""
+
+    PERCENTAGE = 37.5
+
+    @pytest.fixture
+    def steps(self, worker, instance, monkeypatch) -> list[object]:
+        """What was done up to the load, in order."""
+        done: list[object] = []
+        gpu = PlannedGpu(0, UUID, "NVIDIA H200", 4, "/pipe")
+        write_json(
+            instance.plan,
+            Plan((gpu,), (Slot(0, "m", "1.0", UUID, thread_percentage=self.PERCENTAGE, priority=1),)).as_json(),
+        )
+
+        def take(slot, variables):
+            done.append("share")
+            for name, value in variables.items():
+                monkeypatch.setenv(name, value)
+
+        def check(gpu, percentage):
+            done.append(("check", gpu.uuid, percentage))
+            return 0.25
+
+        monkeypatch.setattr(module, "take_share", take)
+        monkeypatch.setattr(module, "Control", lambda pipe: SimpleNamespace(pipe=pipe))
+        monkeypatch.setattr(module, "wait_for_daemon", lambda gpu, control: done.append(("daemon", str(control.pipe))))
+        monkeypatch.setattr(module, "prove", lambda gpu, control, model: Proof(462, 1.0))
+        monkeypatch.setattr(worker, "attached", lambda: done.append("attached"))
+        monkeypatch.setattr(numerics, "check", check)
+        return done
+
+    def test_the_share_is_taken_and_checked_before_the_handler(self, worker, instance, message, steps):
+        request = message("import builtins; builtins.steps_seen = list(builtins.steps)", gpu=0)
+        builtins.steps = steps
+        try:
+            assert worker.load_model(request)[2] == 200
+            assert builtins.steps_seen == steps
+        finally:
+            del builtins.steps, builtins.steps_seen
+        assert steps == ["share", ("daemon", "/pipe"), "attached", ("check", UUID, self.PERCENTAGE)]
+        (record,) = workers(instance)
+        assert record.got == replace(share_of(PlannedGpu(0, UUID, "", 4, "/pipe")), checked=0.25)
+        assert (record.got.thread_percentage, record.got.priority) == (self.PERCENTAGE, 1)
+
+    def test_wrong_arithmetic_refuses_the_worker_before_its_handler_is_imported(
+        self, worker, instance, message, steps, monkeypatch
+    ):
+        def check(gpu, percentage):
+            raise MpsError("It computes wrong results.", "Another percentage.", "evidence")
+
+        monkeypatch.setattr(numerics, "check", check)
+        request = message("pass", gpu=0)
+        text = "It computes wrong results. Another percentage."
+        assert worker.load_model(request) == (None, text, OUT_OF_RESOURCES)
+        assert Path(request["handler"].decode()).stem not in sys.modules
+        (failure,) = failures(instance)
+        assert (failure.what, failure.traceback, failure.again) == (text, "evidence", False)
+        assert [record.state for record in workers(instance)] == ["loading"]
+
+    @pytest.mark.parametrize(("users", "checked"), [("50", 0.25), ("", None)])
+    def test_a_percentage_of_the_users_environment_is_checked_too(
+        self, worker, instance, message, steps, monkeypatch, users, checked
+    ):
+        gpu = PlannedGpu(0, UUID, "NVIDIA H200", 4, "/pipe")
+        write_json(instance.plan, Plan((gpu,), (Slot(0, "m", "1.0", UUID),)).as_json())
+        monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", users)
+        assert worker.load_model(message("pass", gpu=0))[2] == 200
+        assert next(workers(instance)).got.checked == checked
+
+    def test_without_mps_there_is_no_limit_to_check(self, worker, instance, message, steps, monkeypatch):
+        write_plan(instance, gpu=True)
+        monkeypatch.setenv("CUDA_MPS_ACTIVE_THREAD_PERCENTAGE", "50")
+        assert worker.load_model(message("pass", gpu=0))[2] == 200
+        assert steps == ["share", "attached"]
+        assert next(workers(instance)).got.thread_percentage is None
 
 
 class TestActivity:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from ts_mps.cli import probe_cap
 from ts_mps.cli.render import print_json, show
 from ts_mps.doctor.examine import examine
 from ts_mps.errors import PreflightError
@@ -27,11 +28,14 @@ def parser() -> argparse.ArgumentParser:
         "Check this machine, and a start with these same options, without starting or changing anything. "
         "Exit code 0: no errors; 3: a start would fail."
     )
+    probe_cap.add_options(options)
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
+    if probe_cap.FLAG in arguments and not {"-h", "--help"} & set(arguments):
+        return probe_cap.main(arguments)
     parsed = parse(arguments, os.environ)
     if parsed.help:
         parser().print_help()

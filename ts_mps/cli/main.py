@@ -14,9 +14,11 @@ from ts_mps.errors import TsMpsError, UsageError
 #: Verb -> one line of help. The module ts_mps.cli.<verb> has ``main(arguments) -> exit code`` and ``parser()``.
 VERBS = {
     "start": "start TorchServe with every worker a proven MPS client (in place of `torchserve`)",
+    "plan": "how many workers each model gets, on which GPU, with what share, and why; starts nothing",
     "stop": "stop it: drain, then TorchServe, then the MPS daemons",
     "status": "what runs, on which GPU, and whether it is as planned",
     "doctor": "check this machine and configuration, with a remedy for each finding",
+    "profile": "measure one model for the planner: memory, times, and what several workers reach",
     "demo": "train, archive, serve and query a small model on real images",
 }
 

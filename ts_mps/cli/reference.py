@@ -43,7 +43,8 @@ def _option(action: argparse.Action) -> str:
     metavar = action.metavar if isinstance(action.metavar, str) else action.dest.upper()
     takes_value = action.nargs != 0
     value = f" {metavar}{' ...' if action.nargs == '+' else ''}" if takes_value else ""
-    return ", ".join(f"`{name}{value}`" for name in action.option_strings).replace("|", "\\|")
+    names = [f"{name}{value}" for name in action.option_strings] or [metavar]
+    return ", ".join(f"`{name}`" for name in names).replace("|", "\\|")
 
 
 def _cell(text: str) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.status import RESULT_VERSION, Status, WorkerStatus
+from ts_mps.slots import Share
 
 
 class _Console(Console):
@@ -117,7 +118,7 @@ def _gpu_table(status: Status) -> Table:
 
 
 def _worker_table(workers: tuple[WorkerStatus, ...]) -> Table:
-    table = _table("MODEL", "VERSION", "PID", "GPU", "SLOT", "STATE", "MPS CLIENT", "SINCE")
+    table = _table("MODEL", "VERSION", "PID", "GPU", "SLOT", "STATE", "MPS CLIENT", "SMS", "LIMITS", "CORES", "SINCE")
     for worker in workers:
         attached = {None: "-", True: "yes", False: "[bold red]NO[/]"}[worker.attached]
         slot = "-" if worker.slot is None else f"{worker.slot}{'' if worker.planned else ' (extra)'}"
@@ -129,9 +130,45 @@ def _worker_table(workers: tuple[WorkerStatus, ...]) -> Table:
             slot,
             worker.state,
             attached,
+            _sms(worker),
+            _limits(worker.got),
+            _ranges(worker.got.cores) if worker.got else "-",
             "-" if worker.since is None else _clock(worker.since),
         )
     return table
+
+
+def _sms(worker: WorkerStatus) -> str:
+    if worker.got is None or worker.got.sms is None:
+        return "-"
+    if worker.expected_sms is None or worker.got.sms == worker.expected_sms:
+        return str(worker.got.sms)
+    return f"{worker.got.sms} (planned {worker.expected_sms})"
+
+
+def _limits(got: Share | None) -> str:
+    """Thread percentage, memory and priority, as far as there are such limits."""
+    if got is None:
+        return "-"
+    words = []
+    if got.thread_percentage is not None:
+        words.append(f"{got.thread_percentage:g} %{' checked' if got.checked is not None else ''}")
+    if got.memory_limit is not None:
+        words.append(f"{got.memory_limit / 2**30:.1f} GiB")
+    if got.priority is not None:
+        words.append("low priority" if got.priority else "normal priority")
+    return ", ".join(words) or "-"
+
+
+def _ranges(cores: tuple[int, ...]) -> str:
+    """Ascending numbers as Linux lists cores: "0-3,8"."""
+    parts: list[list[int]] = []
+    for core in cores:
+        if parts and core == parts[-1][-1] + 1:
+            parts[-1].append(core)
+        else:
+            parts.append([core])
+    return ",".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
 def _clock(seconds: float) -> str:

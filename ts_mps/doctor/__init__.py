@@ -1,1 +1,1 @@
-"""The doctor: every check that a start does and more, each with its remedy. It starts nothing and changes nothing."""
+"""The doctor: every check that a start does and more, each with its remedy; only ``--probe-cap`` starts something."""

@@ -11,9 +11,9 @@ from ts_mps.doctor.gpus import check_exclusive, check_gpus
 from ts_mps.doctor.machine import check_home, check_java, check_limits, check_python
 from ts_mps.doctor.neighbours import check_foreign_mps
 from ts_mps.doctor.server import check_config, check_files, check_instance, check_ports, check_security
-from ts_mps.gpu.inventory import Gpu
+from ts_mps.gpu.inventory import Gpu, read_inventory
 from ts_mps.guardian.choice import MpsChoice, check_manageable
-from ts_mps.guardian.planning import make_plan
+from ts_mps.guardian.planning import Ground, plan_start, read_ground
 from ts_mps.guardian.prepare import check_key_file, find_models
 from ts_mps.paths import Home
 from ts_mps.plan.model import Plan
@@ -47,12 +47,13 @@ def examine(arguments: StartArguments, environ: Mapping[str, str], folder: Path)
             "Correct the configuration, then run ts-mps doctor again.",
         )
     else:
-        gpus, mps = check_gpus(found, arguments.mps, config, environ)
+        ground = found.attempt("planning", lambda: read_ground(arguments, environ, folder), _rests_on)
+        gpus, mps = check_gpus(found, ground.mps_wish if ground else arguments.mps, config, environ, home)
         if mps is not None and mps.on:
             check_exclusive(found, arguments, gpus, mps)
             check_foreign_mps(found, home, gpus, mps, environ)
         if store:
-            _models_and_plan(found, arguments, config, home, gpus, mps, environ)
+            _models_and_plan(found, arguments, config, ground, home, gpus, mps, environ)
         check_ports(found, config, running)
         check_security(found, config)
         if home is not None and config.token_auth:
@@ -70,6 +71,7 @@ def _models_and_plan(
     found: Findings,
     arguments: StartArguments,
     config: ServerConfig,
+    ground: Ground | None,
     home: Home | None,
     gpus: tuple[Gpu, ...],
     mps: MpsChoice | None,
@@ -77,14 +79,23 @@ def _models_and_plan(
 ) -> None:
     """Every archive that would be loaded, and whether the workers find room."""
     models = found.attempt("models", lambda: find_models(arguments, config, gpus), _described)
-    if not models or mps is None or home is None:
+    if not models or ground is None or mps is None or home is None:
         return
 
     def plan() -> Plan:
-        check_manageable(models, config, mps)
-        return make_plan(gpus, models, mps, arguments, home, environ)
+        planned = plan_start(ground, read_inventory(), gpus, mps, models, arguments, home, environ)
+        check_manageable(planned.models, config, planned.mps)
+        return planned.plan
 
     found.attempt("plan", plan, _placed)
+
+
+def _rests_on(ground: Ground) -> str:
+    if ground.plan is not None:
+        return f"The start follows the plan {ground.path}."
+    if ground.settings.path is not None:
+        return f"The planner follows the settings {ground.settings.path}."
+    return "The planner's defaults, without a settings file."
 
 
 def _described(models: tuple[ModelRequest, ...]) -> str:

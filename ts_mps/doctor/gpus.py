@@ -10,18 +10,20 @@ from pathlib import Path
 
 from ts_mps.doctor.findings import Findings
 from ts_mps.errors import MpsError, TsMpsError
-from ts_mps.gpu.caps import client_cap, max_connections
+from ts_mps.gpu.caps import cap_of, max_connections
 from ts_mps.gpu.inventory import Gpu, Inventory, read_inventory
+from ts_mps.gpu.measured import measured_cap
 from ts_mps.guardian.choice import MpsChoice, choose_mps, visible_gpus
 from ts_mps.mps.control import find_binary
+from ts_mps.paths import Home
 from ts_mps.torchserve.arguments import StartArguments
 from ts_mps.torchserve.server_config import ServerConfig
 
 
 def check_gpus(
-    found: Findings, wish: str, config: ServerConfig, environ: Mapping[str, str]
+    found: Findings, wish: str, config: ServerConfig, environ: Mapping[str, str], home: Home | None
 ) -> tuple[tuple[Gpu, ...], MpsChoice | None]:
-    """Driver, GPUs in use, and whether MPS will be on.
+    """Driver, GPUs in use, and whether MPS will be on; the runtime folder knows which client caps were measured.
 
     Returns:
         The GPUs in use, and the choice; None where it cannot be made.
@@ -37,7 +39,7 @@ def check_gpus(
         return (), None
     mps = _mps(found, wish, inventory, gpus, environ)
     for gpu in gpus:
-        _gpu(found, gpu, mps, environ)
+        _gpu(found, gpu, mps, _cap(gpu, mps, inventory.driver_version, environ, home))
     if gpus:
         _torch(found)
     return gpus, mps
@@ -80,7 +82,17 @@ def _mps(
     return mps
 
 
-def _gpu(found: Findings, gpu: Gpu, mps: MpsChoice | None, environ: Mapping[str, str]) -> None:
+def _cap(gpu: Gpu, mps: MpsChoice | None, driver: str, environ: Mapping[str, str], home: Home | None) -> str:
+    """The clients that the GPU takes, and who says so; empty without MPS."""
+    if mps is None or not mps.on:
+        return ""
+    connections = max_connections(environ)
+    measured = measured_cap(home.caps, driver, gpu.name, mps.version, connections) if home else None
+    cap = cap_of(gpu, mps.version, connections, measured)
+    return f", at most {cap.limit} MPS clients ({cap.why})"
+
+
+def _gpu(found: Findings, gpu: Gpu, mps: MpsChoice | None, cap: str) -> None:
     check = f"GPU {gpu.index}"
     major, minor = gpu.compute_capability
     on = mps is not None and mps.on
@@ -95,7 +107,7 @@ def _gpu(found: Findings, gpu: Gpu, mps: MpsChoice | None, environ: Mapping[str,
     elif gpu.mig_enabled:
         found.warn(
             check,
-            f"{what}, in MIG mode, which ts-mps does not plan for.",
+            f"{what}, in MIG mode, on which ts-mps plans but does not serve.",
             f"As root: nvidia-smi -i {gpu.index} -mig 0; or use other GPUs by CUDA_VISIBLE_DEVICES, or --mps off.",
         )
     elif exclusive and not on:
@@ -107,9 +119,7 @@ def _gpu(found: Findings, gpu: Gpu, mps: MpsChoice | None, environ: Mapping[str,
             "Serve only models that you trust with each other's memory.",
         )
     else:
-        if mps is not None and mps.on:
-            what += f", at most {client_cap(gpu.compute_capability, mps.version, max_connections(environ))} MPS clients"
-        found.ok(check, what + (": only MPS can use it." if exclusive else "."))
+        found.ok(check, what + cap + (": only MPS can use it." if exclusive else "."))
 
 
 def check_exclusive(found: Findings, arguments: StartArguments, gpus: tuple[Gpu, ...], mps: MpsChoice) -> None:

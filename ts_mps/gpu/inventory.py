@@ -3,13 +3,46 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 #: NVML_COMPUTEMODE_* (nvml.h) by number, in the words of ``nvidia-smi``.
 COMPUTE_MODES = ("Default", "Exclusive_Thread", "Prohibited", "Exclusive_Process")
 #: NVML fills an array of 64-bit words with core numbers; 64 words hold 4,096 cores.
 _AFFINITY_WORDS = 64
+#: Where the kernel tells the NUMA node of a PCI slot.
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+#: FP32 cores per streaming multiprocessor by compute capability (CUDA C++ Programming Guide, "Compute Capabilities":
+#: the number of 32-bit floating-point additions per clock cycle and SM). NVML counts cores and not SMs.
+_CORES_PER_SM = {
+    **dict.fromkeys([(3, 5), (3, 7)], 192),
+    **dict.fromkeys([(5, 0), (5, 2), (5, 3), (6, 1), (6, 2)], 128),
+    **dict.fromkeys([(6, 0), (7, 0), (7, 2), (7, 5), (8, 0)], 64),
+    **dict.fromkeys([(8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)], 128),
+}
+
+
+@dataclass(frozen=True)
+class MigInstance:
+    """One MIG compute instance.
+
+    Args:
+        uuid: "MIG-" and 36 characters.
+        profile: Its size as NVIDIA names it: "1g.18gb".
+        memory_total: Bytes.
+        memory_free: Bytes, at the time of reading.
+        sms: Streaming multiprocessors; 0 if the driver does not say.
+        slices: Compute slices, of 7 that a whole GPU has.
+    """
+
+    uuid: str
+    profile: str
+    memory_total: int
+    memory_free: int
+    sms: int
+    slices: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +59,9 @@ class Gpu:
         compute_mode: One of :data:`COMPUTE_MODES`.
         mig_enabled: Whether the GPU is split by MIG now.
         cores: Host cores near the GPU that this process may use, ascending; empty if NVML does not know.
+        sms: Streaming multiprocessors; 0 if they are not known.
+        numa_node: The host's NUMA node that the GPU's PCI slot belongs to; None if the kernel does not know one.
+        mig: Its MIG instances, in NVML's order; empty without MIG.
     """
 
     index: int
@@ -37,6 +73,9 @@ class Gpu:
     compute_mode: str
     mig_enabled: bool
     cores: tuple[int, ...]
+    sms: int = 0
+    numa_node: int | None = None
+    mig: tuple[MigInstance, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +109,22 @@ def read_inventory() -> Inventory:
         return _read(pynvml)
     except pynvml.NVMLError as error:
         return Inventory((), "", f"NVML cannot list the GPUs: {error}.")
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def free_memory(uuid: str) -> int | None:
+    """Bytes that are free on a GPU now; None where NVML does not say."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no module, or no driver: read_inventory says which
+        return None
+    try:
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(uuid)).free)
+    except pynvml.NVMLError:
+        return None
     finally:
         pynvml.nvmlShutdown()
 
@@ -113,7 +168,52 @@ def _read_gpu(nvml: Any, index: int) -> Gpu:
         compute_mode=COMPUTE_MODES[nvml.nvmlDeviceGetComputeMode(handle)],
         mig_enabled=mig_enabled,
         cores=_cores(nvml, handle),
+        sms=_sms(nvml, handle, (major, minor)),
+        numa_node=_numa_node(nvml, handle),
+        mig=_mig(nvml, handle) if mig_enabled else (),
     )
+
+
+def _sms(nvml: Any, handle: Any, compute_capability: tuple[int, int]) -> int:
+    per_sm = _CORES_PER_SM.get(compute_capability)
+    if per_sm is None:
+        return 0
+    try:
+        return int(nvml.nvmlDeviceGetNumGpuCores(handle)) // per_sm
+    except nvml.NVMLError:  # drivers before 510
+        return 0
+
+
+def _numa_node(nvml: Any, handle: Any) -> int | None:
+    """What the kernel says. NVML's own nvmlDeviceGetNumaNodeId is for GPUs whose memory is a NUMA node of its own."""
+    try:
+        bus = _text(nvml.nvmlDeviceGetPciInfo(handle).busId)
+        # NVML writes the PCI domain with eight digits, the kernel with four.
+        domain, _, rest = bus.partition(":")
+        node = int((PCI_DEVICES / f"{int(domain, 16):04x}:{rest.lower()}" / "numa_node").read_text())
+    except (nvml.NVMLError, OSError, ValueError):
+        return None
+    return node if node >= 0 else None  # -1 where there is only one
+
+
+def _mig(nvml: Any, handle: Any) -> tuple[MigInstance, ...]:
+    found = []
+    for index in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        with suppress(nvml.NVMLError_NotFound):  # a place without an instance
+            instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+            memory = nvml.nvmlDeviceGetMemoryInfo(instance)
+            attributes = nvml.nvmlDeviceGetAttributes(instance)
+            found.append(
+                MigInstance(
+                    uuid=_text(nvml.nvmlDeviceGetUUID(instance)),
+                    profile=_text(nvml.nvmlDeviceGetName(instance)).rpartition("MIG ")[2],
+                    memory_total=memory.total,
+                    memory_free=memory.free,
+                    sms=attributes.multiprocessorCount,
+                    slices=attributes.computeInstanceSliceCount,
+                )
+            )
+    return tuple(found)
 
 
 def _cores(nvml: Any, handle: Any) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def choose_mps(wish: str, inventory: Inventory, gpus: tuple[Gpu, ...], environ: 
         MpsError: MPS is wanted and there is no usable GPU, or there is one and the control program is missing.
     """
     if wish == "off":
-        return MpsChoice(False, "MPS is off because --mps off was given.")
+        return MpsChoice(False, "MPS is off as asked (--mps off, or mps in the settings).")
     why_not = _unusable(inventory, gpus)
     if why_not:
         if wish == "on":
@@ -73,7 +73,10 @@ def _unusable(inventory: Inventory, gpus: tuple[Gpu, ...]) -> str:
         return "CUDA_VISIBLE_DEVICES or number_of_gpu leaves no GPU."
     mig = [gpu for gpu in gpus if gpu.mig_enabled]
     if mig:
-        return f"GPU {mig[0].index} ({mig[0].name}) is in MIG mode, which ts-mps does not plan for."
+        return (
+            f"GPU {mig[0].index} ({mig[0].name}) is in MIG mode, on which ts-mps plans but does not serve: it was not "
+            "tried on hardware."
+        )
     prohibited = [gpu for gpu in gpus if gpu.compute_mode == "Prohibited"]
     if prohibited:
         return f"GPU {prohibited[0].index} is in compute mode Prohibited."

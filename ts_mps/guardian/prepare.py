@@ -11,7 +11,7 @@ from typing import TypeVar
 from ts_mps.errors import PreflightError, TsMpsError
 from ts_mps.gpu.inventory import Gpu, Inventory, read_inventory
 from ts_mps.guardian.choice import MpsChoice, check_manageable, choose_mps, visible_gpus
-from ts_mps.guardian.planning import make_plan
+from ts_mps.guardian.planning import plan_start, read_ground
 from ts_mps.guardian.state import guardian_lives, load_state
 from ts_mps.paths import Home, InstancePaths, resolve_home
 from ts_mps.plan.model import Plan
@@ -20,8 +20,9 @@ from ts_mps.torchserve import pid_file
 from ts_mps.torchserve.arguments import StartArguments
 from ts_mps.torchserve.command import LOG_CONFIG, java_command
 from ts_mps.torchserve.java import Java, find_java
-from ts_mps.torchserve.models import Machine, ModelRequest, requested_models
+from ts_mps.torchserve.models import ModelRequest, requested_models
 from ts_mps.torchserve.ports import port_problems
+from ts_mps.torchserve.registration import Machine
 from ts_mps.torchserve.server_config import ServerConfig
 
 T = TypeVar("T")
@@ -108,24 +109,40 @@ def prepare(arguments: StartArguments, environ: Mapping[str, str], folder: Path)
     findings.errors += configuration.check(config)
     # TorchServe's own checks of the files that its flags name, with its own exit status.
     findings.check(lambda: server_command(arguments, paths, environ, "java"))
+    ground = findings.check(lambda: read_ground(arguments, environ, folder))
     findings.stop_if_any()
+    assert ground is not None  # nothing was found, so it is there
     java = findings.check(lambda: find_java(environ))
     inventory = read_inventory()
     gpus = findings.check(lambda: visible_gpus(inventory, config, environ)) or ()
-    mps = findings.check(lambda: choose_mps(arguments.mps, inventory, gpus, environ))
+    mps = findings.check(lambda: choose_mps(ground.mps_wish, inventory, gpus, environ))
     models = findings.check(lambda: find_models(arguments, config, gpus)) or ()
     findings.check(lambda: check_key_file(config, home, paths, folder))
     findings.errors += port_problems(config.resolved)
     findings.stop_if_any()
     assert java is not None and mps is not None  # nothing was found, so both are there
-    check_manageable(models, config, mps)
-    plan = make_plan(gpus, models, mps, arguments, home, environ)
-    notes = _notes(config, gpus, mps, environ)
+    planned = plan_start(ground, inventory, gpus, mps, models, arguments, home, environ)
+    check_manageable(planned.models, config, planned.mps)
+    notes = (*_notes(config, gpus, planned.mps, environ), *planned.notes)
     try:
         paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise PreflightError(f"The folder {paths.root} cannot be made: {error.strerror}.") from error
-    return Prepared(arguments, home, paths, folder, environ, config, java, inventory, gpus, mps, models, plan, notes)
+    return Prepared(
+        arguments,
+        home,
+        paths,
+        folder,
+        environ,
+        config,
+        java,
+        inventory,
+        gpus,
+        planned.mps,
+        planned.models,
+        planned.plan,
+        notes,
+    )
 
 
 def find_models(arguments: StartArguments, config: ServerConfig, gpus: tuple[Gpu, ...]) -> tuple[ModelRequest, ...]:

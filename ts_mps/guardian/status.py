@@ -13,7 +13,7 @@ from ts_mps.guardian.state import GpuState, State, guardian_lives, load_state
 from ts_mps.mps.control import Control
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
-from ts_mps.slots import WorkerRecord, workers
+from ts_mps.slots import Share, WorkerRecord, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.failures import WorkerFailure, failures
 from ts_mps.torchserve.transport import call_url
@@ -61,6 +61,9 @@ class WorkerStatus:
         state: "READY" once TorchServe says so, else "LOADING".
         attached: Whether its pid stands in the client list right now; None where MPS is off.
         since: When it became ready, seconds since the epoch; None while it loads.
+        got: What it really got of its share; None while it loads, or without a slot.
+        expected_sms: Streaming multiprocessors that its thread percentage should leave it; None where it has none, or
+            where they are not known.
     """
 
     model: str
@@ -72,6 +75,8 @@ class WorkerStatus:
     state: str
     attached: bool | None
     since: float | None
+    got: Share | None = None
+    expected_sms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +226,8 @@ def _workers(
                 word,
                 record.pid in clients if state.mps == "on" and record.slot.gpu else None,
                 record.since if record.state == "ready" else None,
+                record.got,
+                record.slot.sms or None if record.slot.thread_percentage is not None else None,
             )
         )
     for pid, (model, word) in said.items():
@@ -230,11 +237,14 @@ def _workers(
 
 
 def _worker_problems(paths: InstancePaths, state: State, rows: tuple[WorkerStatus, ...]) -> list[str]:
-    plan = Plan.from_json(read_json(paths.plan) or {"version": 1, "gpus": [], "slots": []})
+    try:
+        planned = Plan.from_json(read_json(paths.plan) or {}).slots
+    except ValueError as error:
+        return [f"Its plan {paths.plan} cannot be read: {error}."]
     ready = Counter(row.model for row in rows if row.state == "READY")
     problems = [
         f"Model {model}: {ready[model]} of {count} planned workers are READY."
-        for model, count in Counter(slot.model for slot in plan.slots).items()
+        for model, count in Counter(slot.model for slot in planned).items()
         if ready[model] < count
     ]
     problems += [
@@ -242,4 +252,15 @@ def _worker_problems(paths: InstancePaths, state: State, rows: tuple[WorkerStatu
         for row in rows
         if row.attached is False and row.state == "READY"
     ]
-    return problems
+    return problems + [sentence for row in rows if (sentence := _unlimited(row))]
+
+
+def _unlimited(row: WorkerStatus) -> str:
+    """The sentence for a worker whose thread percentage was not applied; empty for any other."""
+    sms = row.got.sms if row.got else None
+    if sms is None or row.expected_sms is None or sms <= row.expected_sms:
+        return ""
+    return (
+        f"Worker {row.pid} of model {row.model} has {sms} SMs of GPU {row.gpu}, and its thread percentage should leave "
+        f"it {row.expected_sms}: the limit was not applied."
+    )

@@ -25,6 +25,7 @@ from ts_mps.mps.control import (
     UnexpectedAnswer,
     require_binary,
 )
+from ts_mps.mps.limits import CLIENT_VARIABLES
 from ts_mps.paths import GpuPaths
 
 #: Where the daemon listens if nobody says otherwise (NVIDIA MPS guide, "Environment variables").
@@ -132,6 +133,8 @@ def _start(pipe: Path, log: Path, uuid: str, *, environ: Mapping[str, str], time
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ours = {PIPE_VARIABLE: str(pipe), LOG_VARIABLE: str(log), "CUDA_VISIBLE_DEVICES": uuid, **PROTOCOL}
     binary = require_binary(environ)
+    # The daemon outlives and outranks the instance that starts it: one user's limits would bound everybody's workers.
+    theirs = {name: value for name, value in environ.items() if name not in CLIENT_VARIABLES}
     # A file and not a pipe: a daemon that kept our pipe open would hold us here for its whole life.
     with tempfile.TemporaryFile() as output:
         try:
@@ -140,7 +143,7 @@ def _start(pipe: Path, log: Path, uuid: str, *, environ: Mapping[str, str], time
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environ, **ours},
+                env={**theirs, **ours},
                 timeout=timeout_s,
                 start_new_session=True,  # Ctrl-C in a terminal is for the guardian alone
             )

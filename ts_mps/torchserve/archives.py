@@ -26,6 +26,10 @@ _REPACK = "Pack it again with torch-model-archiver."
 _CORRECT = "Correct it and pack the archive again."
 #: Manifest.RuntimeType of TorchServe 0.12.0.
 _RUNTIMES = ("python", "python3", "LSP")
+#: What serialized weights are called: torch's own, safetensors, ONNX, TensorRT and checkpoints of other frameworks.
+_WEIGHT_FILES = frozenset(
+    (".pt", ".pth", ".pt2", ".bin", ".safetensors", ".onnx", ".ckpt", ".engine", ".plan", ".gguf", ".h5", ".npz")
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Archive:
         handler: Handler of the manifest, such as "handler.py:handle"; empty if there is none.
         runtime: "python", "python3" or "LSP" (C++).
         config: The archive's model-config.yaml; None if it has none.
+        weights: Bytes of the files that hold weights, unpacked.
     """
 
     path: Path
@@ -47,6 +52,7 @@ class Archive:
     handler: str
     runtime: str
     config: Mapping[str, Any] | None = None
+    weights: int = 0
 
     def integer(self, key: str) -> int | None:
         """An integer of model-config.yaml; None if it is missing or, as in TorchServe, no integer."""
@@ -56,10 +62,18 @@ class Archive:
 
 @dataclass(frozen=True)
 class _Content:
-    """The files in an archive, by their path in it."""
+    """The files in an archive, by their path in it, with their unpacked sizes in bytes."""
 
-    names: frozenset[str]
+    sizes: Mapping[str, int]
     read: Callable[[str], bytes]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.sizes)
+
+    @property
+    def weights(self) -> int:
+        return sum(size for name, size in self.sizes.items() if PurePosixPath(name).suffix.lower() in _WEIGHT_FILES)
 
 
 def read_archive(path: Path, default_handler: str = "") -> Archive:
@@ -96,14 +110,14 @@ def _open_folder(path: Path) -> _Content:
     inside = list(path.iterdir())
     # A folder that holds one folder only is that folder (ModelArchive.downloadModel).
     root = inside[0] if len(inside) == 1 and inside[0].is_dir() else path
-    names = frozenset(str(file.relative_to(root)) for file in root.rglob("*") if file.is_file())
-    return _Content(names, lambda name: (root / name).read_bytes())
+    sizes = {str(file.relative_to(root)): file.stat().st_size for file in root.rglob("*") if file.is_file()}
+    return _Content(sizes, lambda name: (root / name).read_bytes())
 
 
 def _open_zip(path: Path) -> _Content:
     with zipfile.ZipFile(path) as archive:
-        names = frozenset(archive.namelist())
-        for name in names:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        for name in sizes:
             if ".." in PurePosixPath(name).parts:
                 raise PreflightError(f"The archive {path} has an entry outside itself: {name}.", _REPACK)
 
@@ -111,20 +125,21 @@ def _open_zip(path: Path) -> _Content:
         with zipfile.ZipFile(path) as archive:
             return archive.read(name)
 
-    return _Content(names, read)
+    return _Content(sizes, read)
 
 
 def _open_tar(path: Path) -> _Content:
     """List a tar without its outer folder, which TorchServe drops too."""
     with tarfile.open(path, "r:gz") as archive:  # reads to the end, so a truncated file is found
-        members = {member.name.partition("/")[2] or member.name: member.name for member in archive if member.isfile()}
+        files = [member for member in archive if member.isfile()]
+    members = {member.name.partition("/")[2] or member.name: member for member in files}
 
     def read(name: str) -> bytes:
         with tarfile.open(path, "r:gz") as archive:
-            stream = archive.extractfile(members[name])
+            stream = archive.extractfile(members[name].name)
             return stream.read() if stream else b""
 
-    return _Content(frozenset(members), read)
+    return _Content({name: member.size for name, member in members.items()}, read)
 
 
 def _describe(path: Path, content: _Content) -> Archive:
@@ -141,7 +156,15 @@ def _describe(path: Path, content: _Content) -> Archive:
     if runtime not in _RUNTIMES:
         raise PreflightError(f"The archive {path} asks for runtime {runtime!r}, which TorchServe has not.", _REPACK)
     config = _read_config(path, content, texts["configFile"]) if texts["configFile"] else None
-    return Archive(path, texts["modelName"], texts["modelVersion"] or "1.0", texts["handler"], runtime, config)
+    return Archive(
+        path,
+        texts["modelName"],
+        texts["modelVersion"] or "1.0",
+        texts["handler"],
+        runtime,
+        config,
+        weights=content.weights,
+    )
 
 
 def _read_config(path: Path, content: _Content, name: str) -> Mapping[str, Any]:

@@ -13,8 +13,6 @@ from ts.arg_parser import ArgParser
 
 from ts_mps.errors import UsageError
 
-_SEE_HELP = "See: ts-mps start --help"
-
 
 @dataclass(frozen=True)
 class StartArguments:
@@ -38,6 +36,9 @@ class StartArguments:
 
     mps: str = "auto"
     workers: tuple[str, ...] = ()
+    plan: str | None = None
+    reserve: int | None = None
+    settings: str | None = None
     cpu_affinity: str = "numa"
     exclusive: bool = False
     wait_timeout: float = 300.0
@@ -75,6 +76,12 @@ def _workers(text: str) -> str:
             f"'{text}' is neither a number of workers (4) nor a model and its number (NAME=4)"
         )
     return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 on")
+    return int(text)
 
 
 def _text(text: str) -> str:
@@ -130,6 +137,26 @@ OPTIONS: tuple[Option, ...] = (
         many=True,
     ),
     Option(
+        "--plan",
+        "start what a file says that `ts-mps plan -o` wrote for this machine and these models; auto: plan now, and "
+        "let the plan say how many workers a model gets for which nobody set a number, and whether MPS is used",
+        _text,
+        "FILE|auto",
+    ),
+    Option(
+        "--reserve",
+        "MPS clients of each GPU's cap that the plan leaves free, for a worker that is replaced while its predecessor "
+        "still dies, and for tools (default: 1, or what the settings say)",
+        _count,
+        "N",
+    ),
+    Option(
+        "--settings",
+        "file with the planner's settings (default: ./ts-mps.toml if there is one)",
+        _text,
+        "FILE",
+    ),
+    Option(
         "--cpu-affinity",
         "host cores of a worker: none: all; numa: those near its GPU; cores: its own share of those (default: numa)",
         _one_of("none", "numa", "cores"),
@@ -168,20 +195,20 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises where the original prints and exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise _usage(message)
+        raise _usage(message, self.prog)
 
 
 class _HelpAsked(Exception):
     pass
 
 
-def _usage(message: str) -> UsageError:
-    return UsageError(f"ts-mps start: {message}.", _SEE_HELP)
+def _usage(message: str, command: str) -> UsageError:
+    return UsageError(f"{command}: {message}.", f"See: {command} --help")
 
 
-def _own_parser() -> argparse.ArgumentParser:
+def _own_parser(command: str = "ts-mps start") -> argparse.ArgumentParser:
     # Without abbreviations: one of ours must never take a word that TorchServe's parser would complete.
-    parser = _Parser(prog="ts-mps start", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(prog=command, add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     group = parser.add_argument_group("MPS and the start", "each also by its variable; the flag beats it")
     for option in OPTIONS:
         text = f"{option.help} [{option.environment_variable}]"
@@ -196,7 +223,7 @@ def _own_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _from_environment(option: Option, text: str) -> Any:
+def _from_environment(option: Option, text: str, command: str) -> Any:
     try:
         if option.convert is None:
             return _switch(text)
@@ -204,7 +231,9 @@ def _from_environment(option: Option, text: str) -> Any:
             return [option.convert(part) for part in re.split(r"[\s,]+", text.strip())]
         return option.convert(text)
     except argparse.ArgumentTypeError as error:
-        raise UsageError(f"The environment variable {option.environment_variable}: {error}.", _SEE_HELP) from error
+        raise UsageError(
+            f"The environment variable {option.environment_variable}: {error}.", f"See: {command} --help"
+        ) from error
 
 
 def _switch(text: str) -> bool:
@@ -215,12 +244,12 @@ def _switch(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"'{text}' is none of {', '.join(values)}") from None
 
 
-def _torchserve_values(argv: Sequence[str]) -> dict[str, Any]:
+def _torchserve_values(argv: Sequence[str], command: str) -> dict[str, Any]:
     """What TorchServe's own parser makes of ``argv``, its abbreviations included."""
     parser: Any = ArgParser.ts_parser()
 
     def raise_usage(message: str) -> NoReturn:
-        raise _usage(message)
+        raise _usage(message, command)
 
     def raise_help(*_: object) -> NoReturn:
         raise _HelpAsked
@@ -235,12 +264,13 @@ def _torchserve_values(argv: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str]) -> StartArguments:
-    """Read the words after ``ts-mps start``.
+def parse(argv: Sequence[str], environ: Mapping[str, str], command: str = "ts-mps start") -> StartArguments:
+    """Read the words after ``ts-mps start``, or after another verb that speaks of a start.
 
     Args:
         argv: The words, without the verb.
         environ: Where the TS_MPS_* variables are looked up; an empty one counts as not set.
+        command: What complaints call the command.
 
     Returns:
         All options; ``help`` is True where ``--help`` was asked for, and then nothing else is to be relied on.
@@ -248,16 +278,16 @@ def parse(argv: Sequence[str], environ: Mapping[str, str]) -> StartArguments:
     Raises:
         UsageError: An unknown option, or a value that a flag or variable does not take.
     """
-    own, rest = _own_parser().parse_known_args(list(argv))
+    own, rest = _own_parser(command).parse_known_args(list(argv))
     try:
-        values = _torchserve_values(rest)
+        values = _torchserve_values(rest, command)
     except _HelpAsked:
         return StartArguments(help=True)
     for option in OPTIONS:
         if hasattr(own, option.field):
             values[option.field] = getattr(own, option.field)
         elif environ.get(option.environment_variable):
-            values[option.field] = _from_environment(option, environ[option.environment_variable])
+            values[option.field] = _from_environment(option, environ[option.environment_variable], command)
     values["workers"] = tuple(values.get("workers", ()))
     return StartArguments(**values)
 

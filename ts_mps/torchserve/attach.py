@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 
 from ts_mps.errors import MpsError
+from ts_mps.mps import limits
 from ts_mps.mps.control import Control
 from ts_mps.plan.model import PlannedGpu, Slot
-from ts_mps.slots import Proof
+from ts_mps.slots import Proof, Share
 
 #: How long a worker waits for its daemon. TorchServe allows a LOAD 120 s by default (default_startup_timeout).
 DAEMON_SECONDS = 90.0
@@ -30,6 +32,10 @@ def environment(slot: Slot, gpu: PlannedGpu | None, no_mps: Path) -> dict[str, s
     Setting them after ``import torch`` is early enough: they are read when the context is opened (measured on driver
     580).
 
+    A limit that the slot has replaces one that the user's environment has for all workers. Where the slot has none, the
+    user's stays: to set it is an explicit wish, and what the worker really got is recorded. Without MPS none has any
+    effect, and none is set.
+
     Args:
         slot: The worker's place and share.
         gpu: Its GPU, or None for a worker on the CPU.
@@ -43,11 +49,15 @@ def environment(slot: Slot, gpu: PlannedGpu | None, no_mps: Path) -> dict[str, s
         return variables
     variables["CUDA_VISIBLE_DEVICES"] = gpu.uuid
     variables["CUDA_MPS_PIPE_DIRECTORY"] = gpu.pipe or str(no_mps)
+    if gpu.pipe is None:
+        return variables
     if slot.thread_percentage is not None:
-        variables["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{slot.thread_percentage:g}"
+        variables[limits.THREAD_PERCENTAGE] = f"{slot.thread_percentage:g}"
     if slot.memory_limit is not None:
         # Keyed by ordinal: limits keyed by UUID were not applied by drivers of early 2024 (k8s-device-plugin 0.15.0).
-        variables["CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"] = f"0={slot.memory_limit}"
+        variables[limits.MEMORY_LIMIT] = f"0={slot.memory_limit}"
+    if slot.priority is not None:
+        variables[limits.PRIORITY] = str(slot.priority)
     return variables
 
 
@@ -61,6 +71,31 @@ def take_share(slot: Slot, variables: Mapping[str, str], environ: MutableMapping
         torch.set_num_threads(slot.threads)
     if slot.cores:
         os.sched_setaffinity(0, slot.cores)
+
+
+def share_of(gpu: PlannedGpu | None, environ: Mapping[str, str] = os.environ) -> Share:
+    """What this process got, from CUDA, its environment and the kernel.
+
+    CUDA is not used for it: where nothing in this process has used it through torch, the SMs are not known.
+
+    Args:
+        gpu: Its GPU, or None for a worker on the CPU.
+        environ: Its environment, as CUDA found it when the context was opened.
+    """
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    if gpu is None or gpu.pipe is None:
+        return Share(None if gpu is None else _sms(), None, None, None, cores)
+    memory = limits.memory_of(environ, gpu.uuid)
+    return Share(_sms(), limits.percentage_of(environ), memory, limits.priority_of(environ), cores)
+
+
+def _sms() -> int | None:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    # Under MPS this attribute is the limited count ("cudaDevAttrMultiProcessorCount" in the guide to the thread
+    # percentage).
+    return int(torch.cuda.get_device_properties(0).multi_processor_count)
 
 
 def wait_for_daemon(

@@ -15,6 +15,19 @@ from typing import Any
 from ts_mps.errors import PreflightError, UsageError
 from ts_mps.torchserve.archives import Archive, read_archive
 from ts_mps.torchserve.model_store import default_name, in_store, locate, named_archives
+from ts_mps.torchserve.registration import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_WORKERS,
+    Machine,
+    Number,
+    batch_size,
+    configured_workers,
+    default_workers,
+    model_settings,
+)
+
+#: The source of a number that ``--workers`` sets: nothing is stronger.
+WORKERS_FLAG = "--workers"
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,9 @@ class ModelRequest:
             CUDA_VISIBLE_DEVICES.
         use_venv: Whether its workers run in a virtual environment of their own.
         runtime: "python", "python3" or "LSP".
+        asked: Where ``workers`` comes from, and whether a person chose it.
+        batch: Requests in a batch at most, and where that comes from.
+        weights: Bytes of the archive's weight files, unpacked; 0 where there are none or it is yet to be downloaded.
     """
 
     name: str
@@ -47,19 +63,9 @@ class ModelRequest:
     parallel: bool = False
     use_venv: bool = False
     runtime: str = "python"
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What TorchServe's defaults depend on.
-
-    Args:
-        gpus: The GPUs that TorchServe will count, after CUDA_VISIBLE_DEVICES and number_of_gpu.
-        cpus: The processors that Java will count.
-    """
-
-    gpus: int
-    cpus: int
+    asked: Number = DEFAULT_WORKERS
+    batch: Number = DEFAULT_BATCH_SIZE
+    weights: int = 0
 
 
 def requested_models(
@@ -99,15 +105,19 @@ def requested_models(
 def _request(name: str, url: str, settings: Mapping[str, str], store: Path, machine: Machine) -> ModelRequest:
     path = locate(url, settings, store)
     if path is None:
-        count = _default_workers(settings, machine)
-        return ModelRequest(name or default_name(url), "", None, url, count, count, _default_device(machine))
+        count = default_workers(settings, machine)
+        # Its own configuration may say otherwise once TorchServe has downloaded it.
+        return ModelRequest(
+            name or default_name(url), "", None, url, count.value, count.value, _default_device(machine), asked=count
+        )
     archive = read_archive(path, settings.get("default_service_handler", ""))
     archive = replace(archive, name=name or archive.name or default_name(url))
-    return _from_archive(archive, url, _configured_workers(archive, settings, machine), settings, machine)
+    workers = configured_workers(archive, settings, machine)
+    return _from_archive(archive, url, workers, batch_size(archive, settings), settings, machine)
 
 
 def _from_archive(
-    archive: Archive, url: str, workers: int, settings: Mapping[str, str], machine: Machine
+    archive: Archive, url: str, workers: Number, batch: Number, settings: Mapping[str, str], machine: Machine
 ) -> ModelRequest:
     config = archive.config or {}
     asked = str(config.get("deviceType", "")).lower()
@@ -122,20 +132,23 @@ def _from_archive(
                 f"{len(device_ids) or machine.gpus}.",
                 "Lower parallelLevel (torchrun.nproc-per-node) in its model-config.yaml, or give it more GPUs.",
             )
-        workers = min(workers, capacity)
-    runtime = str(_model_settings(archive, settings).get("runtimeType", archive.runtime))
+        workers = replace(workers, value=min(workers.value, capacity))
+    runtime = str(model_settings(archive, settings).get("runtimeType", archive.runtime))
     return ModelRequest(
         archive.name,
         archive.version,
         archive.path,
         url,
-        workers,
-        workers,
+        workers.value,
+        workers.value,
         device_type,
         device_ids,
         parallel=level > 0,
         use_venv=config.get("useVenv") is True,
         runtime=runtime,
+        asked=workers,
+        batch=batch,
+        weights=archive.weights,
     )
 
 
@@ -151,52 +164,14 @@ def _from_snapshot(snapshot: str, settings: Mapping[str, str], store: Path, mach
                 url = str(state["marName"])
                 archive = read_archive(in_store(url, store), settings.get("default_service_handler", ""))
                 archive = replace(archive, name=name)
-                requests.append(_from_archive(archive, url, int(state["minWorkers"]), settings, machine))
+                workers = Number(int(state["minWorkers"]), "TorchServe's snapshot")
+                batch = Number(int(state.get("batchSize", 1)), "TorchServe's snapshot")
+                requests.append(_from_archive(archive, url, workers, batch, settings, machine))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PreflightError(
             "model_snapshot is not a snapshot of TorchServe.", "Remove it from the configuration, or start with --ncs."
         ) from error
     return requests
-
-
-def _configured_workers(archive: Archive, settings: Mapping[str, str], machine: Machine) -> int:
-    """minWorkers of model-config.yaml, else of ``models=``, else the default."""
-    least = archive.integer("minWorkers")
-    if least is not None:
-        least = max(1, least)  # as ModelConfig.setMinWorkers
-        if (archive.integer("maxWorkers") or 0) >= least:  # else TorchServe ignores both
-            return least
-    value = _model_settings(archive, settings).get("minWorkers")
-    try:
-        count = int(value) if value is not None else 0
-    except (TypeError, ValueError) as error:
-        raise PreflightError(
-            f"minWorkers of {archive.name} in the setting 'models' is {value!r}, which is no number.", "Write a number."
-        ) from error
-    return count if count > 0 else _default_workers(settings, machine)
-
-
-def _model_settings(archive: Archive, settings: Mapping[str, str]) -> Mapping[str, Any]:
-    """What ``models={"NAME": {"VERSION": {...}}}`` says of this name and version."""
-    try:
-        found = json.loads(settings.get("models", "{}")).get(archive.name, {}).get(archive.version) or {}
-        return {**found}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise PreflightError(
-            "The setting 'models' of config.properties is not JSON of the form "
-            '{"NAME": {"VERSION": {"minWorkers": 1}}}.',
-            "Correct it; a value over several lines needs a backslash at the end of each line but the last.",
-        ) from error
-
-
-def _default_workers(settings: Mapping[str, str], machine: Machine) -> int:
-    if settings.get("debug", "").lower() == "true":
-        return 1
-    value = settings.get("default_workers_per_model", "0")
-    try:
-        return int(value) or machine.gpus or machine.cpus
-    except ValueError as error:
-        raise PreflightError(f"default_workers_per_model={value} is not a number.", "Write a number.") from error
 
 
 def _default_device(machine: Machine) -> str:
@@ -240,6 +215,11 @@ def _override(requests: Sequence[ModelRequest], workers: Sequence[str]) -> tuple
         if name and name not in {request.name for request in requests}:
             raise UsageError(f"--workers {value}: no model {name} is loaded.", "Name a model that is.")
         wanted[name] = int(count)
-    return tuple(
-        replace(request, workers=wanted.get(request.name, wanted.get("", request.workers))) for request in requests
-    )
+
+    def overridden(request: ModelRequest) -> ModelRequest:
+        number = wanted.get(request.name, wanted.get(""))
+        if number is None:
+            return request
+        return replace(request, workers=number, asked=Number(number, WORKERS_FLAG))
+
+    return tuple(overridden(request) for request in requests)

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from ts.arg_parser import ArgParser
 from ts_mps.errors import TsMpsError
 from ts_mps.files import read_json
 from ts_mps.mps.control import Control
+from ts_mps.mps.limits import percentage_of
 from ts_mps.paths import Home, InstancePaths
-from ts_mps.plan.model import Plan
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.slots import Claim, claim
-from ts_mps.torchserve.attach import NotAClient, environment, prove, take_share, wait_for_daemon
+from ts_mps.torchserve.attach import NotAClient, environment, prove, share_of, take_share, wait_for_daemon
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
 from ts_mps.torchserve.reading import read_buffered
 
@@ -81,6 +83,9 @@ class Worker(stock.TorchModelServiceWorker):  # type: ignore[misc]
             record_failure(self._instance, WorkerFailure(os.getpid(), model, version, errors.what, errors.traceback))
         return service, message, code
 
+    def attached(self) -> None:
+        """Called with the slot's environment set and its daemon there, before the handler's file is imported."""
+
     def _attach_and_load(
         self, model: str, version: str | None, load_model_request: dict[str, Any]
     ) -> tuple[Any, str, int]:
@@ -89,19 +94,44 @@ class Worker(stock.TorchModelServiceWorker):  # type: ignore[misc]
         self._claim = claim(self._home, self._instance, plan, model, version, on_gpu=on_gpu, socket=str(self.sock_name))
         slot = self._claim.record.slot
         gpu = plan.gpu(slot.gpu) if slot.gpu else None
-        control = Control(Path(gpu.pipe)) if gpu and gpu.pipe else None
-        take_share(slot, environment(slot, gpu, self._instance.no_mps))
+        control = self._attach(slot, gpu)
+        self.attached()
+        checked = _check_share(gpu)
         if gpu is not None:
             # CUDA shows the handler exactly one device, its slot's.
             load_model_request["gpu"] = 0
-        if gpu is not None and control is not None:
-            wait_for_daemon(gpu, control)
         service, message, code = super().load_model(load_model_request)
         if code == 200:
-            self._claim.ready(prove(gpu, control, model) if gpu is not None and control is not None else None)
+            proof = prove(gpu, control, model) if gpu is not None and control is not None else None
+            self._claim.ready(proof, replace(share_of(gpu), checked=checked))
             if not self.async_comm:
                 _count_batches(service, self._claim)
         return service, message, code
+
+    def _attach(self, slot: Slot, gpu: PlannedGpu | None) -> Control | None:
+        """Take the slot's share and wait for its GPU's daemon; None without MPS."""
+        take_share(slot, environment(slot, gpu, self._instance.no_mps))
+        if gpu is None or gpu.pipe is None:
+            return None
+        control = Control(Path(gpu.pipe))
+        wait_for_daemon(gpu, control)
+        return control
+
+
+def _check_share(gpu: PlannedGpu | None) -> float | None:
+    """Check the arithmetic of a worker whose SMs are limited; the seconds it took, None for any other worker.
+
+    It comes before the handler, while no memory is taken, no library is configured and no load time is lost. The price:
+    such a handler finds CUDA in use, too late for settings that count only before (PYTORCH_CUDA_ALLOC_CONF).
+
+    Raises:
+        MpsError: A product is wrong, or cannot be computed.
+    """
+    if gpu is None or gpu.pipe is None or (percentage := percentage_of(os.environ)) is None:
+        return None
+    from ts_mps.torchserve.numerics import check  # imports torch, which other workers may not need
+
+    return check(gpu, percentage)
 
 
 def _count_batches(service: Any, held: Claim) -> None:

@@ -1,0 +1,42 @@
+"""What the reader of a plan should know although nothing forbids it."""
+
+from __future__ import annotations
+
+from ts_mps.plan.cores import workers_of
+from ts_mps.plan.decide import Decision
+from ts_mps.plan.facts import Facts
+from ts_mps.plan.model import PlannedGpu
+from ts_mps.plan.words import gib, short, workers
+
+
+def warnings_of(facts: Facts, decision: Decision, gpus: tuple[PlannedGpu, ...], count: int) -> tuple[str, ...]:
+    """One sentence each, the same ones in the same order for the same plan.
+
+    Args:
+        facts: What was planned for.
+        decision: What was decided.
+        gpus: The plan's GPUs.
+        count: Workers in all.
+    """
+    found = []
+    cores, each = len(facts.host.cores), facts.policy.cores_per_worker
+    if count > workers_of(facts.host, facts.policy):
+        found.append(
+            f"{workers(count)} on {cores} cores: each needs {each:g}, so they will wait for each other. "
+            "Ask for fewer, or give the host more cores."
+        )
+    for position, gpu in enumerate(gpus):
+        if gpu.memory_total and gpu.memory_planned > gpu.memory_budget:
+            found.append(
+                f"{short(facts.gpus[position])}: its workers are estimated to hold {gib(gpu.memory_planned)}, and its "
+                f"budget is {gib(gpu.memory_budget)}. Measure them (ts-mps profile), or ask for fewer."
+            )
+    for number, model in enumerate(decision.problem.models):
+        used = {gpu.name for position, gpu in enumerate(facts.gpus) if decision.counts[position, number]}
+        if model.profile is not None and used - {model.profile.gpu}:
+            others = ", ".join(sorted(used - {model.profile.gpu}))
+            found.append(
+                f"The profile of {model.name} was measured on {model.profile.gpu}, and it is planned on {others}: "
+                "its throughput and memory may differ."
+            )
+    return tuple(found)
