@@ -1,6 +1,6 @@
 import pytest
+from planning import model, profile
 
-from tests.planning import model, profile
 from ts_mps.errors import PlanError
 from ts_mps.plan.curve import curve_of
 

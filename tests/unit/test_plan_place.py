@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planning import facts, fixed, gpu, model
 
-from tests.planning import facts, fixed, gpu, model
 from ts_mps.errors import PlanError
 from ts_mps.plan.facts import HostFacts, ModelFacts
 from ts_mps.plan.model import Plan

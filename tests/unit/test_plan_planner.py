@@ -2,8 +2,8 @@ import re
 from dataclasses import replace
 
 import pytest
+from planning import AUTO, GIB, HOST, facts, fixed, gpu, memory, model, profile
 
-from tests.planning import AUTO, GIB, HOST, facts, fixed, gpu, memory, model, profile
 from ts_mps.errors import PlanError
 from ts_mps.plan.facts import SERVER_BYTES, HostFacts, WorkerWish
 from ts_mps.plan.planner import make_plan

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from planning import GIB, facts, fixed, gpu, model, profile
 
-from tests.planning import GIB, facts, fixed, gpu, model, profile
 from ts_mps.errors import PlanError
 from ts_mps.plan import exact, greedy
 from ts_mps.plan.facts import SERVER_BYTES, HostFacts, WorkerWish

@@ -1,8 +1,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from planning import GIB, facts, fixed, gpu, model
 
-from tests.planning import GIB, facts, fixed, gpu, model
 from ts_mps.plan.cores import Party, divide
 from ts_mps.plan.facts import Policy
 from ts_mps.plan.planner import make_plan
