@@ -183,14 +183,11 @@ def _possible(instance: Instance, workers: npt.NDArray[np.int64], missing: Count
 def _joined(instance: Instance, left: _Table, right: _Table, bound: _Bound, last: bool, rest: float) -> _Table:
     """Every pair that may still become the best; after the last GPU only the best of each part."""
     least = np.array([load.least for load in instance.loads])
-    hope = bound.part(right)
-    rows = max(1, _CHUNK // max(1, len(right.workers)))
+    hope, hope_right = bound.part(left) + rest, bound.part(right)
     parts = []
-    for start in range(0, len(left.workers), rows):
-        some = slice(start, start + rows)
-        pairs = bound.keeps(bound.part(left)[some][:, None] + hope[None, :] + rest)
-        first, second = np.nonzero(pairs)
-        first += start
+    for first, second in _pairs(instance, left.workers, right.workers, last):
+        promising = bound.keeps(hope[first] + hope_right[second])
+        first, second = first[promising], second[promising]
         workers = left.workers[first] + right.workers[second]
         fine = _possible(instance, workers, least if last else np.zeros_like(least))
         first, second, workers = first[fine], second[fine], workers[fine]
@@ -201,13 +198,36 @@ def _joined(instance: Instance, left: _Table, right: _Table, bound: _Bound, last
             first, second, workers, throughput = first[kept], second[kept], workers[kept], throughput[kept]
         placed = np.concatenate([left.placed[first], right.placed[second]], axis=1)
         parts.append(_Table(throughput, workers, placed))
+    if not parts:
+        nowhere = np.zeros((0, left.placed.shape[1] + 1, len(least)), dtype=np.int64)
+        return _Table(left.throughput[:0], left.workers[:0], nowhere)
     return _Table(
-        np.concatenate([part.throughput for part in parts]) if parts else left.throughput[:0],
-        np.concatenate([part.workers for part in parts]) if parts else left.workers[:0],
-        np.concatenate([part.placed for part in parts])
-        if parts
-        else np.zeros((0, left.placed.shape[1] + 1, len(least)), dtype=np.int64),
+        np.concatenate([part.throughput for part in parts]),
+        np.concatenate([part.workers for part in parts]),
+        np.concatenate([part.placed for part in parts]),
     )
+
+
+def _pairs(
+    instance: Instance, left: npt.NDArray[np.int64], right: npt.NDArray[np.int64], last: bool
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Rows of both tables that can go together, some at a time, in the order of the rows.
+
+    On the last GPU a model whose number is given gets what the others left over, so only such rows are paired.
+    """
+    given = [model for model, load in enumerate(instance.loads) if last and load.least == load.most]
+    radix = np.cumprod([1, *(instance.loads[model].most + 1 for model in given)])[:-1]
+    wanted = (np.array([instance.loads[model].most for model in given], dtype=np.int64) - left[:, given]) @ radix
+    keys = right[:, given] @ radix
+    order = np.argsort(keys, kind="stable")
+    begin, end = np.searchsorted(keys[order], wanted, "left"), np.searchsorted(keys[order], wanted, "right")
+    partners = np.where((left[:, given] <= [instance.loads[model].most for model in given]).all(axis=1), end - begin, 0)
+    rows = max(1, _CHUNK // max(1, int(partners.max(initial=0))))
+    for start in range(0, len(left), rows):
+        some = partners[start : start + rows]
+        first = np.repeat(np.arange(start, start + len(some)), some)
+        within = np.arange(len(first)) - np.repeat(np.cumsum(some) - some, some)
+        yield first, order[begin[first] + within]
 
 
 def _pick(values: Floats, workers: npt.NDArray[np.int64]) -> int:

@@ -169,6 +169,17 @@ class Instance:
         result: npt.NDArray[np.bool_] = within
         return result
 
+    def overfull(self) -> bool:
+        """Whether the least numbers are too many for all GPUs together, or one worker is too large for any GPU."""
+        least = np.array([load.least for load in self.loads])
+        if least.sum() > sum(self.clients) or least @ self.firm_memory > sum(self.budgets):
+            return True
+        budgets = np.array(self.budgets)
+        return any(
+            load.least > 0 and memory > budgets[list(load.allowed)].max()
+            for load, memory in zip(self.loads, self.firm_memory, strict=True)
+        )
+
     def size(self) -> float:
         """How many placements there are at most, whatever the budgets: they must not decide how well is searched."""
         total = 1.0
@@ -176,7 +187,7 @@ class Instance:
             gpus = sum(load.allowed)
             if load.sequence:
                 total *= load.most - load.least + 1
-            elif load.fixed:
+            elif load.least == load.most:
                 total *= float(load.most + 1) ** (gpus - 1)
             else:
                 total *= float(load.each + 1) ** gpus

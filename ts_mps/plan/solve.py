@@ -13,6 +13,8 @@ def solve(instance: Instance) -> Counts | None:
     Equal instances give equal placements. Of equally good ones that with the fewest workers is taken, then that with
     more workers on the GPUs of lower index.
     """
+    if instance.overfull():
+        return None
     placed = greedy.good(instance)
     if exact.is_small(instance):
         return exact.best(instance, placed)
@@ -30,6 +32,8 @@ def place(problem: Problem) -> Counts | None:
 
 def can_be_placed(instance: Instance) -> bool:
     """Whether the least numbers fit; exact for small instances."""
+    if instance.overfull():
+        return False
     if greedy.minimum(instance) is not None:
         return True
     return exact.is_small(instance) and exact.best(instance, None) is not None
