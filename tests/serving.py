@@ -79,6 +79,8 @@ class Serving:
             "TMPDIR": str(self.temp),
         }
         self.config = self.write_config()
+        #: Seconds that a command may take.
+        self.timeout = 200
 
     def write_config(self, name: str = "config.properties", **more: object) -> Path:
         inference, management, metrics, grpc_inference, grpc_management = free_ports(5)
@@ -119,7 +121,7 @@ class Serving:
             env={**self.environ, **environ},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=self.timeout,
             check=False,
         )
 

@@ -1,26 +1,23 @@
 """The plan's places as files held by flock: claimed by a worker, listed by anyone, free as soon as the worker dies.
 
-Two kinds of file are held. A **slot** belongs to an instance and says what its worker gets (GPU, threads, cores).
-A **seat** belongs to a GPU and is shared by all instances: there are as many seats as its MPS server takes clients, so
-the cap holds whoever asks for workers, TorchServe's management API included.
+A **slot** belongs to an instance and says what its worker gets (GPU, threads, cores). With MPS a worker holds a
+**seat** beside it, which belongs to the GPU (:mod:`ts_mps.seats`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
 from ts_mps.files import is_locked, read_json, try_lock, write_json
-from ts_mps.paths import GpuPaths, Home, InstancePaths
+from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.seats import holders_told, seat_holders, take_seat
 
 #: How long a worker looks for a planned slot before it takes an extra one. TorchServe starts a worker's successor at
 #: once, and a dying process holds its slot until the driver has freed its GPU memory.
@@ -182,17 +179,13 @@ def _seat(
     if gpu is None or gpu.cap is None:
         return Claim(instance, record, (lock,))
     paths = home.gpu(gpu.uuid)
-    # Two rounds: a look at a free seat (status, or a neighbour that counts) makes it seem taken for an instant.
-    for number in (*range(gpu.cap), *range(gpu.cap)):
-        seat = try_lock(paths.seats / f"{number:03}")
-        if seat is not None:
-            holder = json.dumps({"instance": instance.name, "model": slot.model, "pid": os.getpid()}).encode()
-            os.ftruncate(seat, 0)
-            os.pwrite(seat, holder, 0)
-            return Claim(instance, replace(record, seat=number), (lock, seat))
+    seat = take_seat(paths, gpu.cap, instance.name, slot.model)
+    if seat is not None:
+        number, held = seat
+        return Claim(instance, replace(record, seat=number), (lock, held))
     os.close(lock)
     raise PlanError(
-        f"{gpu.label} already has {gpu.cap} of {gpu.cap} MPS clients ({_holders(paths)}), so a further worker of "
+        f"{gpu.label} already has {gpu.cap} of {gpu.cap} MPS clients ({holders_told(paths)}), so a further worker of "
         f"model {slot.model} was refused before it touched CUDA; the others serve on.",
         f"Scale down first, for example PUT /models/{slot.model}?min_worker=N&max_worker=N with a smaller N, "
         "or give the model another GPU.",
@@ -204,16 +197,6 @@ def _roomiest(home: Home, plan: Plan, planned_on: Iterable[str | None]) -> Plann
     wanted = set(planned_on)
     candidates = [gpu for gpu in plan.gpus if gpu.uuid in wanted] or list(plan.gpus)
     return max(candidates, key=lambda gpu: ((gpu.cap or 0) - len(seat_holders(home.gpu(gpu.uuid))), -gpu.index))
-
-
-def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
-    """Who holds the seats of a GPU: instance, model and pid of each living holder."""
-    return tuple(read_json(path) or {} for path in sorted(gpu.seats.glob("*")) if is_locked(path))
-
-
-def _holders(gpu: GpuPaths) -> str:
-    count = Counter(f"{h.get('model', '?')} of instance {h.get('instance', '?')}" for h in seat_holders(gpu))
-    return ", ".join(f"{number} x {who}" for who, number in count.most_common())
 
 
 def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:

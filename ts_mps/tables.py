@@ -74,8 +74,9 @@ class Table:
         value = self.value.get(key)
         inside = is_number(value) and least <= value <= most
         if not is_number(value) or not inside or (above and value == least) or (below and value == most):
-            start = f"above {least:g}" if above else f"from {least:g}"
-            self.refuse(key, f"a number {start} {'and below' if below else 'to'} {most:g}")
+            start = f"above {least:g} and" if above else f"from {least:g}"
+            end = f"up to {most:g}" if not below else f"and below {most:g}"
+            self.refuse(key, f"a number {start} {end}")
         return float(value)
 
     def text(self, key: str) -> str:
@@ -86,7 +87,7 @@ class Table:
         """
         value = self.value.get(key)
         if not isinstance(value, str) or not value.strip():
-            self.refuse(key, "a text")
+            self.refuse(key, "a text that is not empty")
         return value
 
     def one_of(self, key: str, choices: Sequence[str]) -> str:
@@ -120,7 +121,8 @@ class Table:
         value = self.value.get(key)
         size = parse_size(value) if isinstance(value, str) else value
         if not is_integer(size) or not least <= size <= MOST_BYTES:
-            self.refuse(key, f'a size from {least} bytes to 1,024 TiB, such as "520 MiB", "1.5 GiB" or whole bytes')
+            start = f"of {least:,} byte{'' if least == 1 else 's'}"
+            self.refuse(key, f'a size {start} to 1,024 TiB, such as "520 MiB", "1.5 GiB" or whole bytes')
         return size
 
     def items(self, key: str) -> Sequence[Any]:
@@ -166,6 +168,8 @@ def parse_size(text: str) -> int | None:
 
 def told(value: object) -> str:
     """A value as a sentence shows it, cut where it is long."""
+    if value is None:
+        return "null"  # only JSON has it
     if isinstance(value, bool):
         return "true" if value else "false"
     try:

@@ -70,7 +70,7 @@ def bench(serving):
     for name in ("one", "two"):
         (serving.run_folder / name).write_text(name)
     yield serving
-    assert eventually(lambda: set(leftovers()) == before), set(leftovers()) - before
+    assert eventually(lambda: set(leftovers()) <= before), set(leftovers()) - before
 
 
 def leftovers() -> list[str]:
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_leaves_what_was_measured(bench):
     assert profile.machine["incomplete"].startswith("It was broken off: A worker of model mortal ended")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupt_leaves_nothing_but_what_was_measured(bench, number, code):
     archive = bench.archive("sleepy", SLEEPY)
     process = bench.popen(command(bench, archive, "--batch-sizes", "1,2", "--seconds", "2", "-o", "out.json"))
@@ -209,12 +209,14 @@ def test_an_interrupt_leaves_nothing_but_what_was_measured(bench, number, code):
         (["--gpu", "3"], 3, "this machine has no such GPU"),
         (["--payload", "nothing"], 3, "The payload nothing cannot be read"),
         (["-o", "missing/out.json"], 3, "cannot be written to missing/out.json"),
-        (["--batch-sizes", "0,1"], 2, "'0' is no whole number above 0"),
-        (["--batch-sizes", "none"], 2, "'none' is no whole number above 0"),
-        (["--percentages", "120"], 2, "a percentage above 100"),
-        (["--percentages", "-5"], 2, "-5 is not above 0"),
+        (["--batch-sizes", "0,1"], 2, "'0' is no whole number from 1 to 65,536"),
+        (["--batch-sizes", "none"], 2, "'none' is no whole number from 1 to 65,536"),
+        (["--batch-sizes", "1,999999999"], 2, "'999999999' is no whole number from 1 to 65,536"),
+        (["--workers", "1000000"], 2, "'1000000' is no whole number from 1 to 128"),
+        (["--percentages", "120"], 2, "120 is not above 0 and up to 100"),
+        (["--percentages", "-5"], 2, "-5 is not above 0 and up to 100"),
         (["--seconds", "nan"], 2, "'nan' is no number"),
-        (["--gap-ms=-1"], 2, "-1 is below 0"),
+        (["--gap-ms=-1"], 2, "-1 is not from 0 to 60000"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_starts(bench, words, code, sentence):

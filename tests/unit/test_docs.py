@@ -1,5 +1,6 @@
 """What the documentation names exists."""
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
@@ -85,11 +86,42 @@ def test_the_reference_names_every_option_and_metric():
         assert f"| `{metric}` |" in metrics
 
 
-def test_the_batching_package_imports_downwards_as_told():
-    page = (ROOT / "docs/architecture.md").read_text().partition("## The batching package")[2].partition("\n## ")[0]
-    rows = [re.findall(r"`(\w+)`", row) for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE)]
-    level = {module: number for number, modules in enumerate(rows) for module in modules}
-    for file in (ROOT / "ts_mps/batching").glob("[a-z]*.py"):
-        found = re.findall(r"^\s*from ts_mps\.batching(?:\.(\w+))? import (\w+|\()", file.read_text(), re.MULTILINE)
-        for module in (module or name for module, name in found):
-            assert level[file.stem] < level[module], f"{file.stem} imports {module}"
+def table(heading, number=0):
+    """The first cells of a section's table in docs/architecture.md."""
+    page = (ROOT / "docs/architecture.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = page.split("|---|---|\n")[number + 1].partition("\n\n")[0]
+    return [row.split("|")[1] for row in rows.splitlines()]
+
+
+def imported(file, package):
+    """Which parts of a package a file imports."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == package:
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(f"{package}."):
+            yield node.module.removeprefix(f"{package}.").partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("heading", "package"),
+    [("The batching package", "ts_mps.batching"), ("The planner", "ts_mps.plan"), ("Layers", "ts_mps")],
+)
+def test_imports_go_downwards_as_told(heading, package):
+    level = {module: number for number, row in enumerate(table(heading)) for module in re.findall(r"`(\w+)`", row)}
+    folder = ROOT / package.replace(".", "/")
+    aside = {"__init__", "__main__", "__version__", "batching", "data"} if package == "ts_mps" else {"__init__"}
+    for file in folder.glob("**/*.py"):
+        own = file.relative_to(folder).parts[0].removesuffix(".py")
+        for module in {*imported(file, package)} - aside - {own}:
+            assert own in aside or level[own] < level[module], f"{file} imports {module}"
+        assert own in {*level, *aside}, f"docs/architecture.md does not name {file}"
+
+
+def test_the_modules_around_the_planner_exist():
+    told = set()
+    for group in (group for row in table("The planner", 1) for group in row.split(";")):
+        first, *others = (Path(name) for name in re.findall(r"`([\w/]+)`", group))
+        told |= {first, *(first.parent / name for name in others)}
+    assert {name for name in told if not (ROOT / "ts_mps" / name).with_suffix(".py").exists()} == set()
+    profile = {Path("profile", file.stem) for file in (ROOT / "ts_mps/profile").glob("[a-z]*.py")}
+    assert profile <= told

@@ -98,6 +98,14 @@ def test_affinity():
     assert {slot.cores for slot in whole.slots} == {()}, "all cores are near: nothing to pin"
 
 
+@pytest.mark.parametrize("near", [(), tuple(range(8))], ids=["unknown", "shared"])
+def test_workers_of_gpus_that_share_their_cores_have_cores_of_their_own(near):
+    host = HostFacts(cores=tuple(range(16)), affinity="cores")
+    slots = make_plan(facts([model(workers=fixed(4))], [gpu(0, cores=near), gpu(1, cores=near)], host)).slots
+    pinned = [core for slot in slots for core in slot.cores]
+    assert sorted(pinned) == list(near or host.cores)
+
+
 demands = st.lists(
     st.builds(
         ModelFacts,

@@ -1,4 +1,5 @@
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,15 @@ def test_the_margin_and_what_others_hold_and_the_server_are_not_in_the_budget():
     assert off.gpus[0].memory_budget == 40 * GIB, "no server without MPS"
 
 
+def test_memory_that_is_not_known_does_not_bind():
+    plan = make_plan(facts([model(gib=5, profile=RISING)], [gpu(0, memory=0), gpu(1, memory=12)]))
+    assert counts(plan) == {"m": 18}
+    assert plan.gpus[0].memory_budget == 0
+    both = [model("a", fixed(40), gib=7.3), model("b", fixed(40), gib=7)]
+    with pytest.raises(PlanError, match=r"room for GPU 0 unknown memory and 48 clients, GPU 1 49.9 GiB"):
+        make_plan(facts(both, [gpu(0, memory=0), gpu(1, memory=50)]))
+
+
 def test_the_cap_binds():
     plan = make_plan(facts([model(profile=RISING)], [gpu(cap=9, attached=2)], reserve=1))
     assert counts(plan) == {"m": 6}
@@ -51,6 +61,15 @@ def test_cores_bind():
     plan = make_plan(facts([model(profile=RISING), model("other", fixed(1))], host=host, cores_per_worker=1.5))
     assert counts(plan) == {"m": 5, "other": 1}
     assert why(plan).startswith("cores: 9 cores with 1.5 for each worker leave 5 workers")
+
+
+def test_what_must_run_is_more_than_the_cores_carry():
+    host = HostFacts(cores=tuple(range(4)))
+    plan = make_plan(facts([model(workers=WorkerWish(8, 16, "a range"), profile=RISING)], host=host))
+    assert counts(plan) == {"m": 8}
+    assert why(plan) == (
+        "cores: 4 cores with 1 for each worker carry no more than the least number, 8 workers (a range)"
+    )
 
 
 def test_the_maximum_binds():
@@ -90,9 +109,47 @@ def test_models_that_fill_a_gpu_share_it_by_weight():
     plan = make_plan(facts([heavy, light]))
     assert counts(plan)["heavy"] > counts(plan)["light"]
     assert why(plan, "light").startswith("share: ")
+    shown = [float(part) for part in re.findall(r"-?[\d.]+(?= %)", why(plan, "light"))]
+    assert shown == pytest.approx([*_gain_and_worth(plan), 3.0], abs=0.06)
     even = make_plan(facts([replace(heavy, weight=1), light]))
     assert counts(even)["heavy"] == counts(even)["light"]
     assert even.models[0].requests_per_second == pytest.approx(200), "each has half of the GPU"
+
+
+def _gain_and_worth(plan):
+    """Of one more worker of "light" beside "heavy" of weight 4, in percent, by hand."""
+    rates = dict(zip(range(5), (0, 100, 200, 300, 400), strict=True))
+    heavy, light = counts(plan)["heavy"], counts(plan)["light"]
+
+    def made(some):
+        share = max(1, (rates[heavy] + rates[some]) / 400)
+        return rates[heavy] / share, rates[some] / share
+
+    (heavy_now, now), (heavy_after, after) = made(light), made(light + 1)
+    return 100 * (after / now - 1), 100 * (after / now * (heavy_after / heavy_now) ** 4 - 1)
+
+
+def test_what_others_would_lose_is_not_exaggerated():
+    """The next worker of a would cost b 0.2 % and add 3.7 %: not "as much or more", but too much."""
+    flat = profile(on={1: 100, 2: 110, 4: 120, 8: 125})
+    plan = make_plan(facts([model("a", profile=RISING, weight=4), model("b", profile=flat)]))
+    assert counts(plan) == {"a": 13, "b": 1}
+    assert why(plan, "a") == (
+        "share: the 14th worker would add 3.7 % to the 806/s of a, but with what the other models of GPU 0 would lose "
+        "it is worth 2.7 %, less than 3.0 %"
+    )
+
+
+def test_the_figures_of_small_workers_can_be_multiplied():
+    plan = make_plan(facts([model(gib=150 / 1024, profile=RISING)], [gpu(memory=1.5)]))
+    assert why(plan) == "memory: 9 workers x 150 MiB reach the budget of 1.43 GiB of GPU 0; one more would pass it"
+
+
+def test_a_gpu_that_others_fill_is_the_reason():
+    large = model("large", fixed(1), gib=79)
+    plan = make_plan(facts([large, model(gib=5, profile=RISING)], [gpu(0), gpu(1, memory=6)]))
+    said = "memory: other models hold 79.0 GiB of the budget of 79.9 GiB of GPU 0; one more worker of 5.0 GiB"
+    assert why(plan) == f"{said} would pass it"
 
 
 def test_what_was_asked_for_is_given():
@@ -167,6 +224,25 @@ def test_models_on_the_cpu_share_the_cores():
     assert why(plan, "a").startswith("cores: its part of 10 cores")
 
 
+@pytest.mark.parametrize("each", [0.0, 0.5])
+def test_one_worker_for_each_core_at_most(each):
+    plan = make_plan(facts([model(on_gpu=False)], [], HostFacts(cores=(0, 1, 2)), cores_per_worker=each))
+    assert (counts(plan), why(plan)) == ({"m": 3}, "cores: one worker for each of 3 cores")
+
+
+@pytest.mark.parametrize(
+    ("measured", "wish", "workers", "said"),
+    [
+        ({}, AUTO, 1, "measured: the profile goes no further than 1 worker on the CPU"),
+        ({1: 10, 2: 20}, AUTO, 2, "measured: the profile goes no further than 2 workers on the CPU"),
+        ({1: 10, 2: 10.1, 4: 10.2}, WorkerWish(3, 9, "a range"), 3, "minimum: at least 3 (a range)"),
+    ],
+)
+def test_the_profile_of_a_cpu_says_no_more_than_was_measured(measured, wish, workers, said):
+    plan = make_plan(facts([model(workers=wish, profile=profile(off=measured, gpu="CPU"))], []))
+    assert (counts(plan), why(plan)) == ({"m": workers}, said)
+
+
 def test_a_profile_from_a_cpu_ends_the_workers_on_the_cpu():
     measured = profile(off={1: 10, 2: 20, 4: 20.1}, gpu="CPU")
     plan = make_plan(facts([model(profile=measured)], []))
@@ -212,10 +288,43 @@ def test_a_worker_too_large_for_any_gpu_is_named():
     assert nearest(refused.value) == {"huge": 0, "small": 1}
 
 
+@pytest.mark.parametrize("card", [gpu(attached=48), gpu(memory=4)])
+def test_where_nothing_fits_fewer_workers_are_no_remedy(card):
+    with pytest.raises(PlanError) as refused:
+        make_plan(facts([model(workers=fixed(2), gib=5)], [card]))
+    assert refused.value.remedy.startswith("Not even one worker fits: free the GPUs, or make more GPUs visible")
+    assert "fewer" not in refused.value.remedy
+    assert ("--mps off" in refused.value.remedy) == (card.attached == 48)
+
+
+def test_the_nearest_leaves_a_small_wish_alone_beside_an_absurd_one():
+    """All shrink by the same part, but from what fits of each at most: 47 of 1,000."""
+    with pytest.raises(PlanError) as refused:
+        make_plan(facts([model("a", fixed(1000)), model("b", fixed(10))], reserve=1))
+    assert nearest(refused.value) == {"a": 39, "b": 8}
+
+
+def test_the_nearest_to_many_workers_is_full():
+    asked = facts([model("a", fixed(300), gib=30), model("b", fixed(3000), gib=1.3)], [gpu(i) for i in range(8)])
+    with pytest.raises(PlanError) as refused:
+        make_plan(asked)
+    near = nearest(refused.value)
+    assert counts(make_plan(again(asked, refused.value))) == near
+    for name in near:
+        more = {**near, name: near[name] + 1}
+        with pytest.raises(PlanError):
+            make_plan(replace(asked, models=tuple(replace(one, workers=fixed(more[one.name])) for one in asked.models)))
+
+
 def test_what_cannot_be_divided_is_refused():
     asked = facts([model(workers=fixed(4), gib=30)], [gpu(0, memory=50), gpu(1, memory=50), gpu(2, memory=50)])
     with pytest.raises(PlanError, match=r"cannot be divided among the GPUs, which have room for GPU 0 49.9 GiB"):
         make_plan(asked)
+
+
+def test_a_search_that_was_not_exact_claims_no_more_than_it_found():
+    with pytest.raises(PlanError, match=r"No placement was found .* room for GPU 0 49.9 GiB and 48 clients, GPU 1"):
+        make_plan(facts([model(workers=fixed(7), gib=30)], [gpu(index, memory=50) for index in range(6)]))
 
 
 def test_estimated_memory_never_refuses_a_number_that_was_asked_for():
@@ -237,6 +346,16 @@ def test_too_few_cores_are_reported_and_the_number_is_honoured():
     assert plan.warnings[0].startswith("8 workers on 4 cores: each needs 1")
 
 
+def test_a_memory_limit_below_what_a_worker_needs_is_reported():
+    tight = model(gib=5, memory_limit=4 * GIB)
+    assert make_plan(facts([tight])).warnings == (
+        "The memory limit of m is 4.0 GiB, and a worker needs 5.0 GiB (profile): it may not load, or run out of memory "
+        "in its batches. Raise the limit.",
+    )
+    assert not make_plan(facts([replace(tight, memory_limit=5 * GIB)])).warnings
+    assert not make_plan(facts([tight], mps="off")).warnings, "it has no effect there"
+
+
 def test_a_profile_from_another_gpu_is_reported():
     plan = make_plan(facts([model(profile=profile(on={1: 5}, gpu="A100"))]))
     assert "The profile of m was measured on A100, and it is planned on H200" in plan.warnings[0]
@@ -247,7 +366,10 @@ def test_a_profile_from_another_gpu_is_reported():
     [
         ({"models": (model(workers=WorkerWish(5, 2, "ts-mps.toml")),)}, "at least 5 and at most 2 workers"),
         ({"models": (model(workers=fixed(-1)),)}, "-1 workers for model m"),
+        ({"models": (model(workers=fixed(10**7)),)}, "10000000 workers for model m"),
         ({"models": (model(weight=0),)}, "A weight of 0 for model m"),
+        ({"models": (model(weight=1e308),)}, "A weight of 1e+308 for model m"),
+        ({"models": (model(weight=1e-11),)}, "A weight of 1e-11 for model m"),
         ({"models": (model(weight=float("nan")),)}, "A weight of nan for model m"),
         ({"models": (model(thread_percentage=101),)}, "thread percentage of 101 for model m"),
         ({"models": (model(batch_size=0),)}, "batch size of 0 for model m"),
@@ -292,6 +414,17 @@ def test_an_auto_model_with_device_ids_keeps_their_order():
     plan = make_plan(facts([model(workers=AUTO, device_ids=(1, 0), profile=RISING)], [gpu(0), gpu(1, cap=3)], HOST))
     assert [slot.gpu for slot in plan.slots] == ["GPU-1", "GPU-0"] * 3
     assert "cap: GPU 1 has 3 workers" in plan.models[0].why
+
+
+def test_sequences_of_gpus_are_not_searched_for_long():
+    """Each number of workers of such a model needs tables of its own, and 3 models can have 32 each here."""
+    asked = facts([model(name, device_ids=(0, 1), profile=RISING) for name in "abc"], [gpu(0), gpu(1)])
+    begun = time.process_time()
+    plan = make_plan(asked)
+    assert time.process_time() - begun < 1.0
+    made = [one.requests_per_second for one in plan.models]
+    assert sum(made) == pytest.approx(3200), "both GPUs are full"
+    assert max(made) / min(made) <= 1.2, "and shared evenly, as far as whole workers go"
 
 
 def test_the_machine_is_in_the_plan():

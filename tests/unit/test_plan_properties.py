@@ -5,6 +5,7 @@ import math
 import random
 import re
 import time
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 
@@ -30,7 +31,8 @@ wishes = st.one_of(
 
 
 @st.composite
-def models(draw, most=3):
+def models(draw, most, cards):
+    turns = [(), (), (), (0, 0), (cards - 1, 0), (0, cards - 1, cards - 1)]
     found = []
     for number in range(draw(st.integers(1, most))):
         on, off = (dict(enumerate(draw(rates), 1)) for _ in range(2))
@@ -51,7 +53,7 @@ def models(draw, most=3):
                 profile=measured,
                 weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
                 gpus=draw(st.sampled_from([(), (), ("GPU-0",)])),
-                device_ids=draw(st.sampled_from([(), (), (), (0, 0)])),
+                device_ids=draw(st.sampled_from(turns)),
             )
         )
     return found
@@ -69,7 +71,8 @@ def instances(draw, most=3, memory=48, cap=8):
         "percentages": draw(st.sampled_from(["none", "none", "even", "overlap"])),
     }
     cores = HostFacts(cores=tuple(range(draw(st.integers(1, 12)))))
-    return facts(draw(models(most)), cards, cores, mps=draw(st.sampled_from(["on", "off", "auto"])), **policy)
+    some = [one if not one.device_ids else replace(one, gpus=()) for one in draw(models(most, len(cards)))]
+    return facts(some, cards, cores, mps=draw(st.sampled_from(["on", "off", "auto"])), **policy)
 
 
 def attempt(asked):
@@ -102,12 +105,17 @@ def ways(one, cards, mps):
     A plan never chooses more on one GPU than were measured there, unless the least number asks for them.
     """
     free = [index for index, card in enumerate(cards) if not one.gpus or card.uuid in one.gpus]
+    known, least = len(curve(one, mps)) - 1, one.workers.least
+    high = math.inf if one.workers.most is None else one.workers.most
     if one.device_ids:
-        free = [0]
-    span = range((one.workers.least if one.workers.fixed else max(len(curve(one, mps)) - 1, one.workers.least)) + 1)
+        for total in range(least, min(high, least + known * len(cards)) + 1):
+            turns = Counter(one.device_ids[worker % len(one.device_ids)] for worker in range(total))
+            if total == least or max(turns.values()) <= known:
+                yield tuple(turns[index] for index in range(len(cards)))
+        return
+    span = range((least if one.workers.fixed else max(known, least)) + 1)
     for counts in itertools.product(*(span if index in free else (0,) for index in range(len(cards)))):
-        high = math.inf if one.workers.most is None else one.workers.most
-        if one.workers.least <= sum(counts) <= high:
+        if least <= sum(counts) <= high:
             yield counts
 
 
@@ -289,8 +297,9 @@ def test_the_constraint_of_a_reason_binds(asked):
             continue
         assert got.workers == one.workers.most or kind != "maximum"
         after = []
+        turn = one.device_ids[got.workers % len(one.device_ids)] if one.device_ids else None
         for index, card in enumerate(asked.gpus):
-            if card.uuid in (one.gpus or [card.uuid]) and index in (one.device_ids or [index]):
+            if card.uuid in (one.gpus or [card.uuid]) and turn in (None, index):
                 more = [[on[place.uuid, other.name] for place in asked.gpus] for other in asked.models]
                 more[number][index] += 1
                 after.append((value(asked, plan.mps, more), more))
@@ -348,6 +357,18 @@ def test_a_refusal_does_not_take_long():
     ):
         assert isinstance(attempt(asked), PlanError)
     assert time.process_time() - begun < 3.0
+
+
+def test_the_exact_search_keeps_only_what_it_needs(monkeypatch):
+    """Of each piece of the last join one row is kept, and not the piece behind it."""
+    monkeypatch.setattr(exact, "_CHUNK", 1000)
+    rising = profile(on={1: 100, 6: 500})
+    instance = problem_of(facts([model(name, profile=rising) for name in "abc"], [gpu(0), gpu(1)]), mps=True).instance
+    tracemalloc.start()
+    exact.best(instance, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 2**20
 
 
 #: On large instances the search is not exact: more room may cost so much of the weighted mean throughput at most. Seen

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import simulated_gpu
 
-from ts_mps.cli.main import main
+from ts_mps.cli.main import VERBS, main
 from ts_mps.plan.model import Plan
 
 GIB = 2**30
@@ -180,6 +180,11 @@ def test_mig_instances_are_planned_for(here, capsys):
         (("--print-inventory", "--inventory", "x"), 2, "--inventory names another"),
         (("--mps", "on"), 5, "no usable GPU"),
         (("--frobnicate",), 2, "ts-mps plan"),
+        (("--inventory", ""), 2, "--inventory: it is empty"),
+        (("-o", ""), 2, "-o/--output: it is empty"),
+        (("-o", "store"), 3, "The plan cannot be written to store: it is a folder"),
+        (("-o", "no/plan.json"), 3, "The plan cannot be written to no/plan.json: there is no folder"),
+        (("-o", "/proc/plan.json"), 3, "The plan cannot be written to /proc/plan.json: No such file"),
     ],
 )
 def test_what_cannot_be_asked_for(here, capsys, words, code, named):
@@ -200,6 +205,48 @@ def test_an_inventory_that_cannot_be(here, capsys):
     assert code == 3 and "memory_total" in why
     code, why = refused(capsys, "--inventory", inventory(here, mig_enabled=True))
     assert code == 4 and "in MIG mode and has no instances" in why
+
+
+def test_a_gpu_that_no_process_can_use(here, capsys):
+    code, why = refused(capsys, "--inventory", inventory(here, compute_mode="Prohibited"))
+    assert code == 3 and "GPU 0 (NVIDIA H200) is in compute mode Prohibited" in why
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_help(verb, capsys):
+    try:
+        code = main([verb, "--help"])
+    except SystemExit as done:
+        code = done.code
+    out = capsys.readouterr().out
+    assert code == 0 and out.startswith(f"usage: ts-mps {verb}")
+
+
+def test_what_is_no_file_is_written_to_and_a_link_stays_one(here, capsys):
+    (here / "null").symlink_to("/dev/null")
+    (here / "link.json").symlink_to("plan.json")
+    plan(capsys, "-o", "null")
+    made = plan(capsys, "-o", "link.json")
+    assert (here / "null").is_symlink() and (here / "link.json").is_symlink()
+    assert Plan.from_json(json.loads((here / "plan.json").read_text())) == made
+    assert sorted(path.name for path in here.iterdir()) == ["link.json", "null", "plan.json", "store"]
+
+
+def test_without_mps_the_plan_says_the_true_reason(here, capsys):
+    assert plan(capsys).mps_why.startswith("MPS is off: This machine has no NVIDIA driver")
+    made = plan(capsys, "--mps", "off", "--inventory", inventory(here))
+    assert made.mps_why == "MPS is off as asked (--mps off, or mps in the settings)."
+    assert main(["plan", "--model-store", "store", "--models", "bert.mar"]) == 0
+    assert capsys.readouterr().out.startswith(f"{len(plan(capsys).slots)} worker(s). MPS is off: This machine")
+
+
+def test_a_snapshot_of_this_machine_says_nothing_of_another(here, capsys, monkeypatch):
+    monkeypatch.delenv("LOG_LOCATION", raising=False)
+    folder = here / "logs" / "config"
+    folder.mkdir(parents=True)
+    (folder / "20260101000000000-startup.cfg").write_text("number_of_gpu=0\n")
+    made = plan(capsys, "--inventory", inventory(here))
+    assert made.mps and len(made.gpus) == 2
 
 
 def test_no_model_is_no_plan(here, capsys):

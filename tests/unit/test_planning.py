@@ -47,12 +47,20 @@ def test_a_start_as_before_runs_what_torchserve_would():
     assert [one.pipe for one in plan.gpus] == ["/away/pipe"] * 2
 
 
+def test_a_profile_that_was_broken_off_is_told(tmp_path):
+    settings, bert = profiled(tmp_path)
+    path = settings.models["bert"].profile
+    path.write_text(json.dumps({**json.loads(path.read_text()), "machine": {"incomplete": "It was interrupted."}}))
+    plan = decide(site(gpu()), [bert], MPS, settings, StartArguments(), auto=True)
+    assert any("does not hold all that was to be measured. It was interrupted." in one for one in plan.warnings)
+
+
 def test_auto_may_leave_mps_off_where_it_does_not_pay(tmp_path):
     settings, bert = profiled(tmp_path)
     plan = decide(site(gpu()), [bert], MPS, settings, StartArguments(), auto=True)
     assert not plan.mps and "100" in plan.mps_why and "80" in plan.mps_why
     choice = mps_of(plan, MPS)
-    assert not choice.on and choice.why == plan.mps_why
+    assert not choice.on and choice.why == f"MPS is off: {plan.mps_why}."
     asked = decide(site(gpu()), [bert], MPS, settings, StartArguments(mps="on"), auto=True)
     assert asked.mps and mps_of(asked, MPS) is MPS
     fixed = decide(site(gpu()), [bert], MPS, settings, StartArguments(), auto=False)

@@ -257,6 +257,12 @@ def test_the_first_visible_gpu_is_probed(verb, monkeypatch):
     assert json.loads(out)["index"] == 1
 
 
+@pytest.mark.parametrize("words", [("--gpu", "0"), ("--gpu=0",)])
+def test_the_gpu_is_the_probes(words, capsys):
+    assert main(["doctor", *words]) == 2
+    assert "Add --probe-cap" in capsys.readouterr().err
+
+
 def test_the_doctors_help_names_it():
     assert "--probe-cap" in doctor_verb.parser().format_help()
 
@@ -279,6 +285,22 @@ def test_a_signal_leaves_nothing(simulator, short_dir, home, signum):
     assert verb.returncode == 128 + signum
     assert clients_of(short_dir) == [] and mps_processes(short_dir) == []
     assert not (short_dir / "caps").exists() and not home.caps.exists()
+
+
+@pytest.mark.parametrize("nohup", [True, False])
+def test_a_closed_terminal_ends_it_unless_nohup_said_otherwise(nohup):
+    script = (
+        "import os, signal; from ts_mps.cli.interruptible import interruptible\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if nohup else 'SIG_DFL'})\n"
+        "try:\n"
+        "    with interruptible() as caught:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "        print('went on')\n"
+        "except KeyboardInterrupt:\n"
+        "    print(*caught)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ("went on" if nohup else str(int(signal.SIGHUP)))
 
 
 FAKE_LIBCUDA = """

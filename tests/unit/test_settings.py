@@ -161,7 +161,7 @@ def test_sizes(read, written, size):
         ('[plan]\npercentages = "fixed"', 'has percentages = "fixed" and no percentage'),
         ("[plan]\npercentage = 50", 'only counts with percentages = "fixed" (it is "none")'),
         ('[plan]\npercentages = "even"\npercentage = 50', '(it is "even")'),
-        ('[plan]\npercentages = "fixed"\npercentage = 0', "percentage is 0; it must be a number above 0 to 100"),
+        ('[plan]\npercentages = "fixed"\npercentage = 0', "percentage is 0; it must be a number above 0 and up to 100"),
         ('[plan]\npercentages = "fixed"\npercentage = 100.5', "percentage is 100.5"),
         ('[plan]\npercentages = "fixed"\npercentage = true', "percentage is true"),
         ("[plan]\nleast_gain = 3", "least_gain is 3"),

@@ -24,7 +24,8 @@ from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Claim, Proof, Share, busy, claim, seat_holders, sockets, workers
+from ts_mps.seats import seat_holders
+from ts_mps.slots import Claim, Proof, Share, busy, claim, sockets, workers
 
 GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from ts_mps.cli import probe_cap
 from ts_mps.cli.render import print_json, show
 from ts_mps.doctor.examine import examine
-from ts_mps.errors import PreflightError
+from ts_mps.errors import PreflightError, UsageError
 from ts_mps.guardian.status import RESULT_VERSION
 from ts_mps.torchserve.arguments import help_parser, parse
 
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     if probe_cap.FLAG in arguments and not {"-h", "--help"} & set(arguments):
         return probe_cap.main(arguments)
-    parsed = parse(arguments, os.environ)
+    if any(word.partition("=")[0] == "--gpu" for word in arguments):
+        raise UsageError("--gpu names the GPU whose client cap is measured.", f"Add {probe_cap.FLAG}, or leave it out.")
+    parsed = parse(arguments, os.environ, "ts-mps doctor")
     if parsed.help:
         parser().print_help()
         return 0

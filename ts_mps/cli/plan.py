@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ts_mps.cli.options import VerbParser
+from ts_mps.cli.output import check_writable, file_option, write_result
 from ts_mps.cli.plan_text import plan_text
 from ts_mps.cli.render import note, print_json, show
 from ts_mps.errors import UsageError
-from ts_mps.files import write_json
 from ts_mps.gpu.machine import machine_json
 from ts_mps.guardian.proposal import Percentages, propose, this_machine
 from ts_mps.plan.facts import PERCENTAGE_POLICIES
@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
     """The options of ``ts-mps start`` that say what is served, and the verb's own."""
     options = help_parser()
     options.prog = _COMMAND
+    # argparse cannot write a usage line with options that are not shown: it stumbles over their empty groups.
+    options.usage = f"{_COMMAND} --model-store DIR --models NAME.mar [NAME.mar ...] [options]"
     options.description = (
         "Say how many workers each model gets, on which GPU, with what share, and why, as `ts-mps start --plan auto` "
         "with the same options would run them. Nothing is started. The other options of `ts-mps start` may stand "
@@ -65,12 +67,17 @@ def _add_own(group: Any) -> None:
         "number: that for all; beats the settings",
     )
     group.add_argument(
-        "--inventory", metavar="FILE", help="plan for the machine that this file describes instead of this one"
+        "--inventory",
+        metavar="FILE",
+        type=file_option,
+        help="plan for the machine that this file describes instead of this one",
     )
     group.add_argument(
         "--print-inventory", action="store_true", help="print this machine as such a file, or write it with -o"
     )
-    group.add_argument("-o", "--output", metavar="FILE", help="write the plan for `ts-mps start --plan FILE`")
+    group.add_argument(
+        "-o", "--output", metavar="FILE", type=file_option, help="write the plan for `ts-mps start --plan FILE`"
+    )
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,31 +91,34 @@ def main(arguments: Sequence[str]) -> int:
     if parsed.help:
         parser().print_help()
         return 0
-    output = Path(ours.output) if ours.output else None
+    output: Path | None = ours.output
+    what = "The inventory" if ours.print_inventory else "The plan"
+    if output is not None:
+        check_writable(output, what)
     if ours.print_inventory:
         if ours.inventory:
             raise UsageError(f"{_COMMAND}: --print-inventory prints this machine, and --inventory names another.")
         machine = this_machine(parsed, environ)
         if machine.inventory.problem:
             note(machine.inventory.problem)
-        _deliver(machine_json(machine), output, as_json=output is None)
+        _deliver(machine_json(machine), output, what, as_json=output is None)
         return 0
     plan = propose(
         parsed,
         environ,
         Path.cwd(),
-        inventory=Path(ours.inventory) if ours.inventory else None,
+        inventory=ours.inventory,
         percentages=ours.percentages,
     )
-    _deliver(plan.as_json(), output, as_json=parsed.json)
+    _deliver(plan.as_json(), output, what, as_json=parsed.json)
     if not parsed.json:
         show(plan_text(plan))
     return 0
 
 
-def _deliver(value: dict[str, Any], output: Path | None, *, as_json: bool) -> None:
+def _deliver(value: dict[str, Any], output: Path | None, what: str, *, as_json: bool) -> None:
     if output is not None:
-        write_json(output, value)
+        write_result(output, what, value)
         note(f"Written: {output}.")
     if as_json:
         print_json(value)

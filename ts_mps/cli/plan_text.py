@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from ts_mps.guardian.choice import MPS_SENTENCE
 from ts_mps.plan.model import Plan, PlannedGpu, PlannedModel, Slot
 
 _GIB = 2**30
@@ -17,7 +18,9 @@ _GIB = 2**30
 def plan_text(plan: Plan) -> RenderableType:
     """Tables of GPUs, of what runs on each, and of models, with the reason for every number."""
     workers = f"{len(plan.slots)} worker(s)"
-    parts: list[RenderableType] = [f"[bold]{workers}[/], MPS {'on' if plan.mps else 'off'}: {escape(plan.mps_why)}"]
+    state = "on" if plan.mps else "off"
+    mps = f". {plan.mps_why}" if plan.mps_why.startswith(MPS_SENTENCE) else f", MPS {state}: {plan.mps_why}"
+    parts: list[RenderableType] = [f"[bold]{workers}[/]{escape(mps)}"]
     if plan.gpus:
         parts += ["", _gpu_table(plan.gpus)]
     parts += ["", _place_table(plan), "", _model_table(plan.models)]

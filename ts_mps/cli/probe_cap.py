@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from types import FrameType
 
 from rich.markup import escape
 
+from ts_mps.cli.interruptible import interruptible
 from ts_mps.cli.options import VerbParser
 from ts_mps.cli.render import print_json, progress, show
 from ts_mps.doctor.cap import CapResult, measure_cap
-from ts_mps.guardian.signals import ENDING, Interrupted
 from ts_mps.guardian.status import RESULT_VERSION
 from ts_mps.paths import resolve_home
 
@@ -45,10 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_args(arguments)
     home = resolve_home(parsed.runtime_dir, os.environ)
     try:
-        with _signals_raise():
+        with interruptible() as caught:
             result = measure_cap(home, parsed.gpu, os.environ, (lambda text: None) if parsed.json else progress())
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
+    except KeyboardInterrupt:
+        return 128 + (caught[0] if caught else signal.SIGINT)
     if parsed.json:
         print_json({"version": RESULT_VERSION, **asdict(result)})
     else:
@@ -67,20 +65,3 @@ def _show(result: CapResult) -> None:
         if result.kept
         else "Nothing was kept, because the cap was not reached.",
     )
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """The first ending signal unwinds the probe, which then cleans up; further ones do not interrupt that."""
-
-    def unwind(signum: int, _: FrameType | None) -> None:
-        for ending in ENDING:
-            signal.signal(ending, signal.SIG_IGN)
-        raise Interrupted(signum)
-
-    before = {ending: signal.signal(ending, unwind) for ending in ENDING}
-    try:
-        yield
-    finally:
-        for ending, handler in before.items():
-            signal.signal(ending, handler)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from rich.markup import escape
 from rich.table import Table
 
+from ts_mps.cli.interruptible import interruptible
+from ts_mps.cli.output import check_writable, write_result
 from ts_mps.cli.profile_options import parser
 from ts_mps.cli.render import note, print_json, progress, show
 from ts_mps.errors import MpsError, PreflightError, TsMpsError
-from ts_mps.files import write_json
 from ts_mps.gpu.inventory import Gpu, Inventory, read_inventory
 from ts_mps.gpu.visible import select_gpus
 from ts_mps.guardian.choice import MpsChoice, choose_mps
@@ -30,13 +29,14 @@ from ts_mps.torchserve.unpack import content_digest
 __all__ = ["main", "parser"]
 
 _MIB = 2**20
+_WHAT = "The profile"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb. What was measured before a failure or Ctrl-C is written, marked as incomplete.
 
     Returns:
-        0; 130 after Ctrl-C, 143 after SIGTERM.
+        0; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
     Raises:
         TsMpsError: Nothing can be measured, or a measurement failed; nothing that was started is left.
@@ -44,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     job = _job(options)
     output: Path = options.output or Path(f"{job.model}.profile.json")
-    _check_output(output)
+    check_writable(output, _WHAT)
     book = Book()
     try:
-        with _interruptible() as caught:
+        with interruptible() as caught:
             measure(job, book, os.environ, progress())
     except (TsMpsError, OSError) as error:
         book.incomplete = f"It was broken off: {error}"
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         _keep(book, job, output)
         return 128 + (caught[0] if caught else signal.SIGINT)
     profile = book.profile(job)
-    write_json(output, profile.as_json())
+    write_result(output, _WHAT, profile.as_json())
     if options.json:
         print_json(profile.as_json())
     else:
@@ -112,8 +112,10 @@ def _gpu(index: int | None, inventory: Inventory) -> Gpu | None:
     visible = select_gpus(inventory, os.environ.get("CUDA_VISIBLE_DEVICES"), None)
     found = visible if index is None else tuple(gpu for gpu in inventory.gpus if gpu.index == index)
     if index is not None and not found:
-        has = ", ".join(f"{gpu.index} = {gpu.name}" for gpu in inventory.gpus) or inventory.problem
-        raise PreflightError(f"--gpu {index}: this machine has no such GPU.", f"It has: {has}")
+        has = ", ".join(f"{gpu.index} = {gpu.name}" for gpu in inventory.gpus)
+        raise PreflightError(
+            f"--gpu {index}: this machine has no such GPU.", f"It has: {has}." if has else inventory.problem
+        )
     if found and found[0].mig_enabled:
         raise PreflightError(
             f"GPU {found[0].index} ({found[0].name}) is in MIG mode, in which ts-mps profile cannot measure.",
@@ -122,39 +124,10 @@ def _gpu(index: int | None, inventory: Inventory) -> Gpu | None:
     return found[0] if found else None
 
 
-def _check_output(output: Path) -> None:
-    """Minutes of measuring must not end in a folder that is not there."""
-    folder = output.absolute().parent
-    if output.is_dir() or not os.access(folder, os.W_OK):
-        raise PreflightError(f"The profile cannot be written to {output}.", "Name a file in a folder with -o FILE.")
-
-
 def _keep(book: Book, job: Job, output: Path) -> None:
     if book.runs:
-        write_json(output, book.profile(job).as_json())
+        write_result(output, _WHAT, book.profile(job).as_json())
         note(f"What was measured until then is in {output}, marked as incomplete.")
-
-
-@contextmanager
-def _interruptible() -> Iterator[list[int]]:
-    """Turn the first SIGINT or SIGTERM into a KeyboardInterrupt and drop the others: cleaning up goes on.
-
-    Yields:
-        A list that then holds the signal's number.
-    """
-    caught: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not caught:
-            caught.append(number)
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _render(profile: Profile) -> None:

@@ -13,6 +13,9 @@ from ts_mps.mps.control import Control, binary_version, find_binary
 from ts_mps.torchserve.models import ModelRequest
 from ts_mps.torchserve.server_config import ServerConfig
 
+#: How the sentence of a choice begins; the planner's own reasons begin otherwise.
+MPS_SENTENCE = "MPS is "
+
 
 @dataclass(frozen=True)
 class MpsChoice:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ts_mps.errors import MpsError
 from ts_mps.gpu.inventory import Gpu, Inventory
-from ts_mps.guardian.choice import MpsChoice
+from ts_mps.guardian.choice import MPS_SENTENCE, MpsChoice
 from ts_mps.guardian.plan_file import check_arguments, fit, read_plan, short_memory
 from ts_mps.guardian.site import Site, site_here
 from ts_mps.guardian.wishes import model_facts
@@ -93,7 +93,7 @@ def plan_start(
         plan = fit(ground.plan, ground.path, site, models)
         if plan.mps and not mps.on:
             raise MpsError(f"The plan {ground.path} needs MPS. {mps.why}", "Make a plan without it: --mps off.")
-        chosen = mps if plan.mps else replace(mps, why=plan.mps_why)
+        chosen = mps if plan.mps else replace(mps, on=False, why=why_off(plan))
         notes = (*plan.warnings, *short_memory(plan, site))
     return Planned(plan, chosen, with_planned_workers(models, plan), tuple(notes))
 
@@ -150,7 +150,12 @@ def policy_of(settings: Settings, arguments: StartArguments) -> Policy:
 
 def mps_of(plan: Plan, mps: MpsChoice) -> MpsChoice:
     """The choice after the plan, which may have found that MPS does not pay."""
-    return mps if plan.mps or not mps.on else MpsChoice(False, plan.mps_why)
+    return mps if plan.mps or not mps.on else MpsChoice(False, why_off(plan))
+
+
+def why_off(plan: Plan) -> str:
+    """Why a plan is without MPS, as a sentence: the choice's own, or the planner's reason made one."""
+    return plan.mps_why if plan.mps_why.startswith(MPS_SENTENCE) else f"{MPS_SENTENCE}off: {plan.mps_why}."
 
 
 def with_planned_workers(models: Sequence[ModelRequest], plan: Plan) -> tuple[ModelRequest, ...]:
@@ -160,9 +165,9 @@ def with_planned_workers(models: Sequence[ModelRequest], plan: Plan) -> tuple[Mo
 
 
 def _as_chosen(plan: Plan, site: Site, mps: MpsChoice) -> Plan:
-    """A plan without work for MPS still says how workers that are added later become its clients."""
+    """A plan without work for MPS still says why there is none, or how workers that are added later become clients."""
     if plan.mps == mps.on:
-        return plan
+        return replace(plan, mps_why=mps.why)
     facts = {gpu.uuid: gpu for gpu in site.gpus}
     gpus = tuple(_with_mps(gpu, facts[gpu.uuid].cap, facts[gpu.uuid].pipe) for gpu in plan.gpus)
     return replace(plan, mps=mps.on, mps_why=mps.why, gpus=gpus)

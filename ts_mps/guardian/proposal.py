@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ts_mps.errors import MpsError, UsageError
+from ts_mps.errors import MpsError, PreflightError, UsageError
 from ts_mps.gpu.inventory import Gpu, read_inventory
 from ts_mps.gpu.machine import MachineFacts, read_machine_file
 from ts_mps.guardian.choice import MpsChoice, check_manageable, choose_mps, visible_gpus
@@ -74,6 +74,9 @@ def propose(
     """
     if arguments.plan is not None:
         raise UsageError("--plan is for ts-mps start; ts-mps plan makes a plan.", "Write it with -o FILE.")
+    if inventory is not None:
+        # The last snapshot in this folder is of this machine: its number_of_gpu says nothing of another one.
+        arguments = replace(arguments, no_config_snapshots=True)
     findings = Findings()
     config = configuration.load(arguments, environ)
     findings.errors += configuration.check(config)
@@ -82,6 +85,7 @@ def propose(
     findings.stop_if_any()
     assert settings is not None and machine is not None  # nothing was found, so both are there
     gpus = _gpus(machine, config, environ, elsewhere=inventory is not None)
+    _check_usable(gpus)
     wish = mps_wish(arguments, settings)
     if inventory is not None or any(gpu.mig_enabled for gpu in gpus):
         mps = _assumed_mps(wish, gpus, machine)
@@ -119,6 +123,15 @@ def _gpus(
     if not elsewhere:
         return visible_gpus(machine.inventory, config, environ)
     return visible_gpus(machine.inventory, config, {})
+
+
+def _check_usable(gpus: tuple[Gpu, ...]) -> None:
+    for gpu in gpus:
+        if gpu.compute_mode == "Prohibited":
+            raise PreflightError(
+                f"GPU {gpu.index} ({gpu.name}) is in compute mode Prohibited: no process can use it.",
+                f"There, as root: nvidia-smi -i {gpu.index} -c DEFAULT; or leave the GPU out.",
+            )
 
 
 def _assumed_mps(wish: str, gpus: tuple[Gpu, ...], machine: MachineFacts) -> MpsChoice:

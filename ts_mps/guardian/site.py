@@ -16,7 +16,7 @@ from ts_mps.guardian.choice import MpsChoice
 from ts_mps.mps.control import Control
 from ts_mps.paths import Home
 from ts_mps.plan.facts import GpuFacts, HostFacts
-from ts_mps.slots import seat_holders
+from ts_mps.seats import seat_holders
 
 _GIB = 2**30
 

@@ -145,7 +145,7 @@ def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool) -> P
         return None
     profile = _read_profile(path)
     of_another = f"The profile {path} is of another model: "
-    again = "Measure this one with ts-mps profile."
+    again = "Measure this one with ts-mps profile, or take the profile away."
     if model.archive is None:
         if profile.model != model.name:
             raise PlanError(f"{of_another}{profile.model}, not {model.name}.", again)

@@ -7,6 +7,12 @@ import math
 from ts_mps.errors import PlanError
 from ts_mps.plan.facts import PERCENTAGE_POLICIES, Facts, GpuFacts, ModelFacts, Policy
 
+#: More workers of one model than this are a slip of the pen, and would only keep the planner busy.
+MOST_WORKERS = 10_000
+
+#: Between the smallest and the largest weight, gains stay far above the solvers' rounding.
+LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
+
 
 def check(facts: Facts) -> None:
     """Refuse numbers that cannot be meant.
@@ -46,13 +52,14 @@ def _check_gpu(gpu: GpuFacts) -> None:
 def _check_model(model: ModelFacts, gpus: tuple[GpuFacts, ...]) -> None:
     wish = model.workers
     name = f"for model {model.name}"
-    _within(wish.least >= 0, f"{wish.least} workers {name} ({wish.source})", "0 or more")
+    _within(0 <= wish.least <= MOST_WORKERS, f"{wish.least} workers {name} ({wish.source})", f"0 to {MOST_WORKERS:,}")
     if wish.most is not None and wish.most < wish.least:
         raise PlanError(
             f"Model {model.name} shall have at least {wish.least} and at most {wish.most} workers ({wish.source}).",
             "Give a least number that is not above the greatest.",
         )
-    _within(model.weight > 0 and math.isfinite(model.weight), f"A weight of {model.weight} {name}", "above 0")
+    weighty = LEAST_WEIGHT <= model.weight <= MOST_WEIGHT
+    _within(weighty, f"A weight of {model.weight} {name}", f"from {LEAST_WEIGHT:g} to {MOST_WEIGHT:,.0f}")
     _within(model.batch_size >= 1, f"A batch size of {model.batch_size} {name}", "1 or more")
     if model.thread_percentage is not None:
         share = model.thread_percentage

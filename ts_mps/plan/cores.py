@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,12 +41,16 @@ def divide(workers: float, parties: Sequence[Party]) -> list[int]:
         Workers of each party; their sum passes ``workers`` only where the least numbers do.
     """
     given = [party.least for party in parties]
-    while sum(given) < workers:
-        hungry = [number for number, party in enumerate(parties) if given[number] < party.most]
-        if not hungry:
-            break
-        chosen = max(hungry, key=lambda number: (parties[number].weight / (given[number] + 1), -number))
-        given[chosen] += 1
+    left = workers - sum(given)
+    # The highest claim first; of equal ones the first party's.
+    claims = [(-party.weight / (party.least + 1), number) for number, party in enumerate(parties)]
+    heapq.heapify(claims)
+    while claims and left > 0:
+        _, number = heapq.heappop(claims)
+        if given[number] < parties[number].most:
+            given[number] += 1
+            left -= 1
+            heapq.heappush(claims, (-parties[number].weight / (given[number] + 1), number))
     return given
 
 
@@ -54,18 +59,22 @@ def threads_of(host: HostFacts, workers: int) -> int:
     return max(1, len(host.cores) // max(1, workers)) if host.set_threads else 0
 
 
-def cores_of(host: HostFacts, near: tuple[int, ...], position: int, workers: int) -> tuple[int, ...]:
+def pool_of(host: HostFacts, near: tuple[int, ...]) -> tuple[int, ...]:
+    """The host's cores near a GPU; all of them where that is not known, or none is near."""
+    return tuple(core for core in host.cores if core in near) or host.cores
+
+
+def cores_of(host: HostFacts, pool: tuple[int, ...], position: int, workers: int) -> tuple[int, ...]:
     """The cores that a worker is pinned to; empty for no pinning.
 
     Args:
         host: All cores, and the kind of affinity.
-        near: Cores near the worker's GPU; empty where that is not known.
-        position: The worker's number among those of its GPU.
+        pool: Cores that are right for it, from :func:`pool_of`.
+        position: The worker's number among those of the same pool, on whatever GPU.
         workers: How many those are.
     """
     if host.affinity == "none":
         return ()
-    pool = tuple(core for core in host.cores if core in near) or host.cores
     if host.affinity == "cores":
         share = len(pool) // workers
         return pool[position * share : (position + 1) * share] if share else (pool[position % len(pool)],)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ EXACT_SIZE = 3e7
 #: And of up to so many on each GPU, and so many GPUs, which keeps the tables within a few hundred MiB.
 EXACT_TABLE = 2e6
 EXACT_GPUS = 4
+
+#: And of up to so many ways to choose the workers of models that follow a sequence of GPUs: each has tables of its own.
+EXACT_PINNED = 300
 
 #: Larger ones are polished up to these sizes.
 POLISHED_TABLE = 5e4
@@ -43,8 +47,9 @@ class _Table:
 
 def is_small(instance: Instance) -> bool:
     """Whether :func:`best` finds the best placement in a few seconds."""
-    small = len(instance.clients) <= EXACT_GPUS and instance.table_size() <= EXACT_TABLE
-    return small and instance.size() <= EXACT_SIZE
+    if len(instance.clients) > EXACT_GPUS or math.prod(map(len, _totals(instance))) > EXACT_PINNED:
+        return False
+    return instance.table_size() <= EXACT_TABLE and instance.size() <= EXACT_SIZE
 
 
 def best(instance: Instance, incumbent: Counts | None) -> Counts | None:
@@ -92,12 +97,16 @@ def _as_it_is(instance: Instance, counts: Counts) -> dict[int, Counts]:
     return {model: counts[:, model] for model, load in enumerate(instance.loads) if load.sequence}
 
 
+def _totals(instance: Instance) -> list[range]:
+    """The numbers of workers that each model may have that follows a sequence of GPUs."""
+    return [range(load.least, load.most + 1) for load in instance.loads if load.sequence]
+
+
 def _pinned(instance: Instance) -> Iterator[dict[int, Counts]]:
     """Every choice of workers by GPU for the models that follow a sequence of GPUs."""
     gpus = len(instance.clients)
     models = [model for model, load in enumerate(instance.loads) if load.sequence]
-    totals = [range(instance.loads[model].least, instance.loads[model].most + 1) for model in models]
-    for choice in itertools.product(*totals):
+    for choice in itertools.product(*_totals(instance)):
         yield {
             model: in_sequence(instance.loads[model], workers, gpus)
             for model, workers in zip(models, choice, strict=True)
@@ -164,10 +173,8 @@ def _one_gpu(instance: Instance, pinned: dict[int, Counts], gpu: int) -> _Table:
         if model in pinned:
             ranges.append(np.array([pinned[model][gpu]]))
             continue
-        most = min(load.each, load.most, instance.clients[gpu]) if load.allowed[gpu] else 0
-        if load.memory and not load.waived and most:
-            most = min(most, max(0.0, instance.budgets[gpu] // load.memory))
-        ranges.append(np.arange(int(most), -1, -1))
+        most = int(min(load.each, load.most, instance.alone_on(model, gpu)))
+        ranges.append(np.arange(most, -1, -1))
     counts = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, len(ranges)).astype(np.int64)
     counts = counts[instance.fits(counts, gpu)]
     return _Table(instance.throughput(counts), counts, counts[:, None, :])
@@ -194,7 +201,7 @@ def _joined(instance: Instance, left: _Table, right: _Table, bound: _Bound, last
         throughput = left.throughput[first] + right.throughput[second]
         if last and len(workers):
             one = _pick(instance.value(throughput, workers), workers.sum(axis=1))
-            kept = slice(one, one + 1)
+            kept = np.array([one])  # no slice: that would keep all the others in memory behind it
             first, second, workers, throughput = first[kept], second[kept], workers[kept], throughput[kept]
         placed = np.concatenate([left.placed[first], right.placed[second]], axis=1)
         parts.append(_Table(throughput, workers, placed))

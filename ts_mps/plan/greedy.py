@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ts_mps.plan.instance import Counts, Floats, Instance
+from ts_mps.plan.instance import UNSERVED, Counts, Floats, Instance
 
 #: A step must raise the objective by more than this, so that rounding never makes it go round in circles.
 STEP = 1e-9
@@ -171,7 +171,7 @@ class _State:
     def grow(self) -> None:
         """Add the worker that raises the objective most, until none does.
 
-        A gain is computed again only when it is the highest (J. Minoux, "Accelerated greedy algorithms", 1978), or
+        A gain is computed again only when it is the highest (M. Minoux, "Accelerated greedy algorithms", 1978), or
         when something changed on its GPU; before the end all are.
         """
         instance = self.instance
@@ -210,9 +210,9 @@ class _State:
         same = models[:, None] == here[None, :]
         share = np.maximum(1.0, uses.sum() - (same * uses).sum(axis=1) + own_uses)
         others = totals[here] - self.throughput[gpu, here] + np.where(same, 0.0, rates) / share[:, None]
-        others = np.where(same, 1.0, np.maximum(others, 1e-9) / np.maximum(totals[here], 1e-9))
+        others = np.where(same, 1.0, np.maximum(others, UNSERVED) / np.maximum(totals[here], UNSERVED))
         own = totals[models] - self.throughput[gpu, models] + own_rates / share
-        own = np.maximum(own, 1e-9) / np.maximum(totals[models], 1e-9)
+        own = np.maximum(own, UNSERVED) / np.maximum(totals[models], UNSERVED)
         gains[models] = np.log(others) @ instance.weights[here] + instance.weights[models] * (
             np.log(own) - instance.cost
         )
@@ -251,9 +251,9 @@ class _State:
         shared = rates / np.maximum(1.0, uses.sum(axis=1, keepdims=True))
         rest = self.throughput.sum(axis=0)[here] - self.throughput[gpu, here]
         weights = instance.weights[here]
-        values = np.log(np.maximum(rest + shared, 1e-9)) @ weights - instance.cost * (some @ weights)
+        values = np.log(np.maximum(rest + shared, UNSERVED)) @ weights - instance.cost * (some @ weights)
         now = float(
-            np.log(np.maximum(rest + self.throughput[gpu, here], 1e-9)) @ weights
+            np.log(np.maximum(rest + self.throughput[gpu, here], UNSERVED)) @ weights
             - instance.cost * (self.counts[gpu, here] @ weights)
         )
         values = np.where(instance.fits(whole, gpu), values, -np.inf)

@@ -169,6 +169,15 @@ class Instance:
         result: npt.NDArray[np.bool_] = within
         return result
 
+    def alone_on(self, model: int, gpu: int) -> float:
+        """The most workers of a model that fit on a GPU without others, as far as its clients and memory go."""
+        memory, budget = float(self.firm_memory[model]), self.budgets[gpu]
+        if not self.loads[model].allowed[gpu]:
+            return 0.0
+        if memory == 0 or math.isinf(budget):
+            return self.clients[gpu]
+        return min(self.clients[gpu], budget // memory)
+
     def overfull(self) -> bool:
         """Whether the least numbers are too many for all GPUs together, or one worker is too large for any GPU."""
         least = np.array([load.least for load in self.loads])

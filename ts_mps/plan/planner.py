@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ts_mps.plan.check import check
-from ts_mps.plan.cores import cores_of, threads_of
+from ts_mps.plan.cores import cores_of, pool_of, threads_of
 from ts_mps.plan.decide import Decision, decide
 from ts_mps.plan.facts import Facts, ModelFacts
 from ts_mps.plan.greedy import marginal
@@ -73,14 +73,14 @@ def _places(facts: Facts, decision: Decision) -> list[_Place]:
 
 def _slots(facts: Facts, decision: Decision, places: list[_Place]) -> tuple[Slot, ...]:
     threads = threads_of(facts.host, len(places))
-    on_gpu = Counter(gpu for _, gpu in places)
-    taken: Counter[int | None] = Counter()
+    pools = [pool_of(facts.host, gpu.cores) for gpu in facts.gpus]
+    pool_by_place = [facts.host.cores if gpu is None else pools[gpu] for _, gpu in places]
+    sharing, taken = Counter(pool_by_place), Counter[tuple[int, ...]]()
     slots = []
-    for number, (position, gpu) in enumerate(places):
+    for number, ((position, gpu), pool) in enumerate(zip(places, pool_by_place, strict=True)):
         model = facts.models[position]
-        near = facts.gpus[gpu].cores if gpu is not None else ()
-        cores = cores_of(facts.host, near, taken[gpu], on_gpu[gpu])
-        taken[gpu] += 1
+        cores = cores_of(facts.host, pool, taken[pool], sharing[pool])
+        taken[pool] += 1
         why = "no GPU is in use" if model.on_gpu else "its configuration puts it on the CPU"
         slot = Slot(number, model.name, model.version, None, threads, cores, why=why)
         slots.append(slot if gpu is None else _on_gpu(decision, position, gpu, slot))

@@ -35,12 +35,16 @@ def why_on_cpu(facts: Facts, model: ModelFacts, count: int) -> str:
         return f"asked for: {count} ({wish.source})"
     if wish.most is not None and count >= wish.most:
         return f"maximum: {count} ({wish.source})"
-    if count >= _paying(facts, model):
+    paying, cores = _paying(facts, model), len(facts.host.cores)
+    if count == paying:
+        if count == curve_of(model, mps=False).last:
+            return f"measured: the profile goes no further than {workers(count)} on the CPU"
         return f"gain: more than {workers(count)} would not pay for themselves on the CPU"
     if count == wish.least > 1:
         return f"minimum: at least {count} ({wish.source})"
-    each = facts.policy.cores_per_worker
-    return f"cores: its part of {len(facts.host.cores)} cores with {each:g} for each worker"
+    if count == cores:
+        return f"cores: one worker for each of {cores} cores"
+    return f"cores: its part of {cores} cores with {facts.policy.cores_per_worker:g} for each worker"
 
 
 def _paying(facts: Facts, model: ModelFacts) -> float:

@@ -10,6 +10,9 @@ from typing import Any
 #: Version of a profile's JSON form; raised when a field changes its meaning.
 PROFILE_VERSION = 1
 
+#: More workers, or more requests in a batch, than this were never measured.
+_MOST = 100_000
+
 
 @dataclass(frozen=True)
 class BatchRun:
@@ -126,13 +129,24 @@ class Profile:
 
 
 def _check(profile: Profile) -> None:
+    if not (math.isfinite(profile.gap_milliseconds) and profile.gap_milliseconds >= 0):
+        raise ValueError(f"its gap of {profile.gap_milliseconds} milliseconds cannot have been measured")
     for run in profile.runs:
         sizes = (run.context, run.weights, run.peak)
-        if not (run.batch_size >= 1 and _above(run.milliseconds) and min(sizes) >= 0):
+        limit = run.percentage is None or 0 < run.percentage <= 100
+        if not (_count(run.batch_size) and limit and _above(run.milliseconds) and all(map(_size, sizes))):
             raise ValueError(f"its run at batch size {run.batch_size} holds a number that cannot have been measured")
     for scale in profile.scaling:
-        if not (scale.workers >= 1 and scale.batch_size >= 1 and _above(scale.requests_per_second)):
+        if not (_count(scale.workers) and _count(scale.batch_size) and _above(scale.requests_per_second)):
             raise ValueError(f"its run of {scale.workers} workers holds a number that cannot have been measured")
+
+
+def _count(number: object) -> bool:
+    return isinstance(number, int) and 1 <= number <= _MOST
+
+
+def _size(number: object) -> bool:
+    return isinstance(number, int) and number >= 0
 
 
 def _above(number: float) -> bool:

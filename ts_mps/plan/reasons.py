@@ -50,9 +50,13 @@ def why_so_many(problem: Problem, counts: Counts, gains: Floats, model: int) -> 
     if gain <= least + WORTH:
         below = "less than" if gain < least - WORTH else "no more than"
         return f"gain: the {ordinal(total + 1)} worker would add {percent(gain)}, {below} {percent(least)}"
+    # What the objective gains, as a gain of this model alone would bring it; the rest is the other models' loss.
+    worth = math.expm1(gains[best, model] / load.weight + instance.cost)
+    below = "less than" if worth < least - WORTH else "no more than"
     return (
-        f"share: the {ordinal(total + 1)} worker would add {percent(gain)} to the {rate(before)} of {name} and cost "
-        f"the other models of {short(facts.gpus[best])} as much or more"
+        f"share: the {ordinal(total + 1)} worker would add {percent(gain)} to the {rate(before)} of {name}, but with "
+        f"what the other models of {short(facts.gpus[best])} would lose it is worth {percent(worth)}, {below} "
+        f"{percent(least)}"
     )
 
 
@@ -91,15 +95,17 @@ def _forbidden(problem: Problem, counts: Counts, model: int, gpu: int) -> str:
     if held > instance.budgets[gpu]:
         return f"memory: the workers that were asked for are estimated to hold {gib(held)}, past {room}"
     if held + one > instance.budgets[gpu]:
+        if not here[model]:
+            return f"memory: other models hold {gib(held)} of {room}; one more worker of {gib(one)} would pass it"
         own = f"{workers(int(here[model]))} x {gib(one)}"
         others = held - here[model] * one
         beside = f" beside {gib(others)} of other models" if others else ""
         return f"memory: {own}{beside} reach {room}; one more would pass it"
     if autos >= instance.auto_workers:
-        return (
-            f"cores: {len(facts.host.cores)} cores with {facts.policy.cores_per_worker:g} for each worker leave "
-            f"{workers(autos)} to the models on GPUs without a fixed number"
-        )
+        each = f"{len(facts.host.cores)} cores with {facts.policy.cores_per_worker:g} for each worker"
+        if autos == sum(load.least for load in instance.loads if not load.fixed):  # in any case, however few the cores
+            return f"cores: {each} carry no more than the least number, {workers(wish.least)} ({wish.source})"
+        return f"cores: {each} leave {workers(autos)} to the models on GPUs without a fixed number"
     if here[model] >= load.each:
         return f"measured: the profile goes no further than {workers(load.curve.last)} on a GPU"
     return f"search: no better placement was found for {problem.models[model].name} among those that were tried"

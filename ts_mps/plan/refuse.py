@@ -7,26 +7,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ts_mps.errors import PlanError
+from ts_mps.plan import exact
 from ts_mps.plan.instance import Instance
 from ts_mps.plan.problem import Problem
 from ts_mps.plan.solve import can_be_placed
 from ts_mps.plan.words import clients, gib, kept, short, title, workers
 
-#: Up to so many workers are given back one by one to the nearest plan; beyond, all models shrink by the same part.
-_ONE_BY_ONE = 200
+#: After all models have shrunk by the same part, workers are given back one by one, while trials place no more workers
+#: than this: a second or two.
+_TRIED = 30_000
 
 
 def refusal(problem: Problem) -> PlanError:
     """The error for a problem that has no placement: the constraint with its figures, and the nearest that fits."""
     near = nearest(problem.instance)
-    ways = "ask for fewer workers (--workers N, or minWorkers in model-config.yaml), make more GPUs visible"
-    ways += ", or use --mps off." if problem.mps and _fits_without_cap(problem.instance) else "."
+    ways = ["make more GPUs visible"]
+    ways += ["use --mps off"] if problem.mps and _fits_without_cap(problem.instance) else []
     if near is None:
-        return PlanError(constraint(problem), f"No smaller number of workers fits either: {ways}")
+        return PlanError(constraint(problem), f"Not even one worker fits: free the GPUs, or {', or '.join(ways)}.")
+    ways.insert(0, "ask for fewer workers (--workers N, or minWorkers in model-config.yaml)")
     listed = ", ".join(
         f"{title(model, problem.models)} {count}" for model, count in zip(problem.models, near, strict=True)
     )
-    return PlanError(constraint(problem), f"Nearest that fits: {listed}. Plan that, or {ways}")
+    return PlanError(
+        constraint(problem), f"Nearest that fits: {listed}. Plan that, or {', '.join(ways[:-1])}, or {ways[-1]}."
+    )
 
 
 def nearest(instance: Instance) -> tuple[int, ...] | None:
@@ -35,34 +40,46 @@ def nearest(instance: Instance) -> tuple[int, ...] | None:
     A model of which no single worker fits gets none.
     """
     asked = [load.least for load in instance.loads]
-    shown = [least if _one_fits(instance, model) else 0 for model, least in enumerate(asked)]
+    shown = [int(min(least, _room(instance, model))) for model, least in enumerate(asked)]
     order = sorted(range(len(shown)), key=lambda model: (-instance.loads[model].memory, -model))
     while not _fits(instance, [min(1, least) for least in shown]):
         shown[next(model for model in order if shown[model])] = 0
     if not any(shown):
         return None
-    low, high = 0.0, 1.0  # the part of its least number that every model gets
+    if _fits(instance, shown):
+        return tuple(shown)
+    low, high = 0.0, 1.0  # the part of these numbers that every model gets
     for _ in range(10):
         middle = (low + high) / 2
         low, high = (middle, high) if _fits(instance, _part(shown, middle)) else (low, middle)
     counts = _part(shown, low)
-    if sum(shown) <= _ONE_BY_ONE:
-        blocked: set[int] = set()
-        while hungry := [model for model in range(len(shown)) if counts[model] < shown[model] and model not in blocked]:
-            model = min(hungry, key=lambda model: (counts[model] / shown[model], model))
-            more = [count + (number == model) for number, count in enumerate(counts)]
-            if _fits(instance, more):
-                counts = more
-            else:
-                blocked.add(model)
+    blocked: set[int] = set()
+    for _ in range(_TRIED // sum(shown)):
+        hungry = [model for model in range(len(shown)) if counts[model] < shown[model] and model not in blocked]
+        if not hungry:
+            break
+        model = min(hungry, key=lambda model: (counts[model] / shown[model], model))
+        more = [count + (number == model) for number, count in enumerate(counts)]
+        if _fits(instance, more):
+            counts = more
+        else:
+            blocked.add(model)
     return tuple(counts)
 
 
-def _one_fits(instance: Instance, model: int) -> bool:
+def _room(instance: Instance, model: int) -> float:
+    """The most workers of a model that fit where there are no others."""
     load = instance.loads[model]
-    gpus = load.sequence[:1] or [gpu for gpu, fine in enumerate(load.allowed) if fine]
-    firm = instance.firm_memory[model]
-    return any(instance.clients[gpu] >= 1 and firm <= instance.budgets[gpu] for gpu in gpus)
+    rooms = [instance.alone_on(model, gpu) for gpu in range(len(instance.clients))]
+    if not load.sequence:
+        return sum(rooms)
+    placed = [0] * len(rooms)
+    for worker in range(load.least):
+        gpu = load.sequence[worker % len(load.sequence)]
+        if placed[gpu] >= rooms[gpu]:
+            return worker
+        placed[gpu] += 1
+    return load.least
 
 
 def _part(shown: Sequence[int], part: float) -> list[int]:
@@ -88,14 +105,15 @@ def constraint(problem: Problem) -> str:
         return sentence
     instance, facts = problem.instance, problem.facts
     asked = _asked(problem)
-    unlimited = replace(instance, budgets=(math.inf,) * len(instance.budgets))
-    if can_be_placed(replace(unlimited, clients=(math.inf,) * len(facts.gpus))):
-        sizes = ", ".join(
-            f"{short(gpu)} {gib(budget)}" + (f" and {room:g} clients" if problem.mps else "")
-            for gpu, budget, room in zip(facts.gpus, instance.budgets, instance.clients, strict=True)
-        )
+    sizes = _listed(
+        f"{short(gpu)} {gib(budget) if gpu.memory_total else 'unknown memory'}"
+        + (f" and {room:g} clients" if problem.mps else "")
+        for gpu, budget, room in zip(facts.gpus, instance.budgets, instance.clients, strict=True)
+    )
+    if exact.is_small(instance):
         return f"The workers asked for ({asked}) cannot be divided among the GPUs, which have room for {sizes}."
-    return f"No placement was found for the workers asked for ({asked})."
+    # Where not all placements are searched, there may be one.
+    return f"No placement was found for the workers asked for ({asked}) on the GPUs, which have room for {sizes}."
 
 
 def _asked(problem: Problem) -> str:

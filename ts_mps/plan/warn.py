@@ -39,4 +39,15 @@ def warnings_of(facts: Facts, decision: Decision, gpus: tuple[PlannedGpu, ...], 
                 f"The profile of {model.name} was measured on {model.profile.gpu}, and it is planned on {others}: "
                 "its throughput and memory may differ."
             )
+        if model.profile is not None and model.profile.machine.get("incomplete"):
+            found.append(
+                f"The profile of {model.name} does not hold all that was to be measured. "
+                f"{model.profile.machine['incomplete']}"
+            )
+        limit = model.memory_limit if decision.problem.mps else None
+        if model.memory is not None and limit is not None and limit < model.memory.total:
+            found.append(
+                f"The memory limit of {model.name} is {gib(limit)}, and a worker needs {gib(model.memory.total)} "
+                f"({model.memory.source}): it may not load, or run out of memory in its batches. Raise the limit."
+            )
     return tuple(found)

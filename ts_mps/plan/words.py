@@ -8,9 +8,11 @@ from ts_mps.plan.facts import GpuFacts, ModelFacts
 
 
 def gib(size: float) -> str:
-    """Bytes as GiB, never 0.0 for something."""
+    """Bytes as GiB, below one as MiB: exact enough that the figures of a sentence can be multiplied and compared."""
     value = size / 2**30
-    return f"{value:.1f} GiB" if value >= 0.1 or value == 0 else f"{size / 2**20:.0f} MiB"
+    if 0 < value < 1:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{value:.1f} GiB" if value >= 10 else f"{value:.2f}".removesuffix("0") + " GiB"
 
 
 def ordinal(number: int) -> str:

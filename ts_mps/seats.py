@@ -1,0 +1,52 @@
+"""The clients that a GPU's MPS server takes, as files held by flock: one seat each, shared by all instances.
+
+So the cap holds whoever asks for workers, TorchServe's management API included, and a dead worker's seat is free at
+once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from typing import Any
+
+from ts_mps.files import is_locked, read_json, try_lock
+from ts_mps.paths import GpuPaths
+
+
+def take_seat(gpu: GpuPaths, cap: int, instance: str, model: str) -> tuple[int, int] | None:
+    """Take the first free seat for this process.
+
+    Args:
+        gpu: The GPU's files.
+        cap: How many seats it has.
+        instance: Who takes it, for :func:`seat_holders`.
+        model: The same.
+
+    Returns:
+        The seat's number and the open descriptor that holds it; None if all are taken.
+
+    Raises:
+        OSError: The seat's file cannot be written.
+    """
+    # Two rounds: a look at a free seat (status, or a neighbour that counts) makes it seem taken for an instant.
+    for number in (*range(cap), *range(cap)):
+        seat = try_lock(gpu.seats / f"{number:03}")
+        if seat is not None:
+            holder = json.dumps({"instance": instance, "model": model, "pid": os.getpid()}).encode()
+            os.ftruncate(seat, 0)
+            os.pwrite(seat, holder, 0)
+            return number, seat
+    return None
+
+
+def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
+    """Who holds the seats of a GPU: instance, model and pid of each living holder."""
+    return tuple(read_json(path) or {} for path in sorted(gpu.seats.glob("*")) if is_locked(path))
+
+
+def holders_told(gpu: GpuPaths) -> str:
+    """Who holds the seats of a GPU, as a part of a sentence: "47 x bert of instance default"."""
+    count = Counter(f"{h.get('model', '?')} of instance {h.get('instance', '?')}" for h in seat_holders(gpu))
+    return ", ".join(f"{number} x {who}" for who, number in count.most_common())
