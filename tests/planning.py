@@ -22,9 +22,11 @@ def memory(total, source="profile"):
     return WorkerMemory(int(total * GIB), 0, 0, source)
 
 
-def profile(on=(), off=(), batch=8, limited=(), milliseconds=7.6, gap=0.4, gpu="H200", runs=True):
+def profile(
+    on=(), off=(), batch=8, limited=(), milliseconds=7.6, gap=0.4, gpu="H200", runs=True, gpu_ms=None, cpu_ms=None
+):
     """``on`` and ``off``: {workers: requests per second}; ``limited``: {percentage: milliseconds}."""
-    alone = [BatchRun(batch, None, 132, milliseconds, 1, 9, None, 20, 0, 0, 0)] if runs else []
+    alone = [BatchRun(batch, None, 132, milliseconds, 1, 9, gpu_ms, 20, 0, 0, 0, cpu_ms)] if runs else []
     shares = [BatchRun(batch, share, 0, slow, 1, 9, None, 20, 0, 0, 0) for share, slow in dict(limited).items()]
     scaling = [
         ScaleRun(number, mps, batch, rate, rate, rate)

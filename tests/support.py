@@ -6,6 +6,7 @@ import functools
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,3 +75,9 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def pack(archive: Path, content: str) -> None:
+    """An archive that differs from others by its one file only."""
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("handler.py", content)

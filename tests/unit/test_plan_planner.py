@@ -135,8 +135,8 @@ def test_what_others_would_lose_is_not_exaggerated():
     plan = make_plan(facts([model("a", profile=RISING, weight=4), model("b", profile=flat)]))
     assert counts(plan) == {"a": 13, "b": 1}
     assert why(plan, "a") == (
-        "share: the 14th worker would add 3.7 % to the 806/s of a, but with what the other models of GPU 0 would lose "
-        "it is worth 2.7 %, less than 3.0 %"
+        "share: the 14th worker would add 3.7 % to the throughput of a, but with what the other models of GPU 0 would "
+        "lose it is worth 2.7 %, less than 3.0 %"
     )
 
 

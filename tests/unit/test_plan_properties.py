@@ -37,11 +37,13 @@ def models(draw, most, cards):
     for number in range(draw(st.integers(1, most))):
         on, off = (dict(enumerate(draw(rates), 1)) for _ in range(2))
         kind = draw(st.sampled_from(["both", "on", "limited", "none"]))
+        # From far less to far more than what one worker would leave of the GPU.
+        busy = draw(st.sampled_from([None, None, 0.1, 2.0, 20.0]))
         slow = {25: draw(st.integers(20, 200)), 50: draw(st.integers(10, 100))}
         measured = {
-            "both": profile(on, off),
-            "on": profile(on),
-            "limited": profile(on, off, limited=slow),
+            "both": profile(on, off, gpu_ms=busy),
+            "on": profile(on, gpu_ms=busy),
+            "limited": profile(on, off, limited=slow, gpu_ms=busy),
             "none": None,
         }[kind]
         found.append(
@@ -162,7 +164,9 @@ def value(asked, mps, counts):
             known, here = curve(one, mps), row[index]
             bound = here * ceiling(one, asked.policy.percentages, everybody) if mps and here else math.inf
             alone.append(min(bound, known[min(here, len(known) - 1)]))
-            uses.append(min(bound, max(known[: here + 1])) / max(known))
+            busy = one.profile.runs[0].gpu_milliseconds if one.profile else None
+            time_of_gpu = math.inf if busy is None else busy / 1000 / one.batch_size
+            uses.append(min(bound, max(known[: here + 1])) * min(1 / max(known), time_of_gpu))
         for number, rate in enumerate(alone):
             made[number] += rate / max(1.0, sum(uses))
     for one, rate, row in zip(asked.models, made, counts, strict=True):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from support import pack
 from test_plan_file import GIB, gpu, model, site
 
 from ts_mps.errors import PlanError
@@ -15,8 +16,8 @@ from ts_mps.plan.facts import Policy
 from ts_mps.plan.profile import BatchRun, Profile, ScaleRun
 from ts_mps.settings import ModelSettings, Settings
 from ts_mps.torchserve.arguments import StartArguments
+from ts_mps.torchserve.digest import content_digest
 from ts_mps.torchserve.registration import Number
-from ts_mps.torchserve.unpack import content_digest
 
 MPS = MpsChoice(True, "as the test says", None, 13000)
 NOBODY = Number(2, "TorchServe's default, one for each GPU", chosen=False)
@@ -29,7 +30,7 @@ def unset(**more):
 def profiled(folder, *, batch: int = 1, off: float = 100.0, on: float = 80.0):
     """Settings with a profile in which one worker fills the GPU."""
     archive = folder / "bert.mar"
-    archive.write_bytes(b"bert")
+    pack(archive, "bert")
     run = BatchRun(batch, None, 132, 10.0, 9.0, 11.0, 9.9, 50, GIB // 2, GIB, GIB)
     scaling = tuple(
         ScaleRun(n, mps, batch, rate, rate, rate) for n in (1, 2) for mps, rate in ((False, off), (True, on))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ts_mps.errors import PreflightError
-from ts_mps.torchserve.unpack import content_digest, unpack
+from ts_mps.torchserve.digest import content_digest
+from ts_mps.torchserve.unpack import unpack
 
 FILES = {"MAR-INF/MANIFEST.json": b"{}", "handler.py": b"x = 1\n", "sub/weights.bin": bytes(range(256))}
 
@@ -20,16 +21,16 @@ def files_in(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def a_folder(path: Path) -> Path:
-    for name, data in FILES.items():
+def a_folder(path: Path, names: dict[str, bytes] = FILES) -> Path:
+    for name, data in names.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
     return path
 
 
-def a_mar(path: Path) -> Path:
+def a_mar(path: Path, names: dict[str, bytes] = FILES) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
-        for name, data in FILES.items():
+        for name, data in names.items():
             archive.writestr(name, data)
     return path
 
@@ -79,15 +80,45 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
         unpack(a_mar(tmp_path / "m.mar"), tmp_path / "into")
 
 
-def test_the_digest_is_of_the_content(tmp_path):
-    one, other = a_folder(tmp_path / "one"), a_folder(tmp_path / "other")
-    assert content_digest(one) == content_digest(other)
-    (one / "__pycache__").mkdir()
-    (one / "__pycache__" / "handler.pyc").write_bytes(b"compiled")
-    assert content_digest(one) == content_digest(other)
-    (one / "handler.py").write_bytes(b"x = 2\n")
-    assert content_digest(one) != content_digest(other)
-    mar = a_mar(tmp_path / "m.mar")
-    before = content_digest(mar)
-    mar.write_bytes(mar.read_bytes() + b"\0")
-    assert content_digest(mar) != before
+CONFIG = b"batchSize: 8\nminWorkers: 2\nbatching: {dtype: fp16}\n"
+DATED = b'{"createdOn": "%d/11/2026", "runtime": "python"}'
+NAMES = {**FILES, "MAR-INF/MANIFEST.json": DATED % 1, "model-config.yaml": CONFIG}
+
+
+def test_the_digest_is_of_the_content_however_it_is_packed(tmp_path):
+    folder = a_folder(tmp_path / "folder", NAMES)
+    digest = content_digest(folder)
+    assert content_digest(a_mar(tmp_path / "m.mar", NAMES)) == digest
+    assert content_digest(a_tar(tmp_path / "m.tar.gz", names=NAMES)) == digest
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "handler.pyc").write_bytes(b"compiled")
+    assert content_digest(folder) == digest
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "same"),
+    [
+        ("MAR-INF/MANIFEST.json", DATED % 2, True),
+        ("MAR-INF/MANIFEST.json", b'{"createdOn": "1/11/2026", "runtime": "LSP"}', False),
+        ("model-config.yaml", b"# more\nminWorkers: 3\nbatchSize: 4\nbatching:\n  dtype: fp16\n", True),
+        ("model-config.yaml", CONFIG.replace(b"fp16", b"fp32"), False),
+        ("handler.py", b"x = 2\n", False),
+        ("more.txt", b"", False),
+    ],
+)
+def test_the_digest_changes_with_what_a_worker_does(tmp_path, name, data, same):
+    before = content_digest(a_folder(tmp_path / "before", NAMES))
+    for archive in (
+        a_folder(tmp_path / "after", {**NAMES, name: data}),
+        a_mar(tmp_path / "m.mar", {**NAMES, name: data}),
+    ):
+        assert (content_digest(archive) == before) == same
+
+
+def test_a_damaged_archive_has_no_digest(tmp_path):
+    (tmp_path / "m.mar").write_bytes(b"no archive")
+    with pytest.raises(PreflightError, match="damaged"):
+        content_digest(tmp_path / "m.mar")
+    broken = a_folder(tmp_path / "folder", {**NAMES, "model-config.yaml": b"a: [1"})
+    with pytest.raises(PreflightError, match="damaged"):
+        content_digest(broken)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support import pack
 
 from ts_mps.errors import PlanError, PreflightError
 from ts_mps.guardian.wishes import model_facts, profile_beside
@@ -13,9 +14,9 @@ from ts_mps.plan.estimate import estimate_memory
 from ts_mps.plan.facts import GpuFacts, ModelFacts, WorkerWish
 from ts_mps.plan.profile import BatchRun, Profile, ScaleRun
 from ts_mps.settings import read_settings
+from ts_mps.torchserve.digest import content_digest
 from ts_mps.torchserve.models import ModelRequest
 from ts_mps.torchserve.registration import Number
-from ts_mps.torchserve.unpack import content_digest
 
 GIB = 2**30
 MIB = 2**20
@@ -27,7 +28,7 @@ DEFAULT = Number(2, "TorchServe's default, one for each GPU", chosen=False)
 
 def request(store: Path, name: str = "bert", **more) -> ModelRequest:
     archive = store / f"{name}.mar"
-    archive.write_bytes(name.encode())
+    pack(archive, name)
     workers = more.pop("asked", DEFAULT)
     return ModelRequest(
         name,
@@ -132,7 +133,7 @@ class TestProfiles:
             facts(model, auto=True)
         assert caught.value.exit_code == 4 and "ts-mps profile" in caught.value.remedy
         changed = profile(model.archive)
-        model.archive.write_bytes(b"packed again with other weights")
+        pack(model.archive, "other weights")
         write(tmp_path / "bert.profile.json", changed)
         with pytest.raises(PlanError, match="is not the same"):
             facts(model, auto=True)
@@ -151,6 +152,13 @@ class TestProfiles:
         write(tmp_path / "bert.profile.json", profile(model.archive, gpu="CPU"))
         with pytest.raises(PlanError, match="was measured on a CPU"):
             facts(model, auto=True)
+        on_cpu = facts(model, gpus=(), auto=True).profile
+        assert on_cpu is not None and on_cpu.gpu == "CPU"
+
+    def test_one_of_a_gpu_says_nothing_of_a_cpu(self, tmp_path):
+        model = request(tmp_path)
+        write(tmp_path / "bert.profile.json", profile(model.archive))
+        assert facts(model, auto=True).profile is not None
         assert facts(model, gpus=(), auto=True).profile is None
 
 

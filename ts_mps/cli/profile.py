@@ -24,7 +24,7 @@ from ts_mps.profile.job import Book, Job
 from ts_mps.profile.measure import check_archive, measure
 from ts_mps.profile.payload import read_payloads
 from ts_mps.torchserve.archives import read_archive
-from ts_mps.torchserve.unpack import content_digest
+from ts_mps.torchserve.digest import content_digest
 
 __all__ = ["main", "parser"]
 
@@ -142,11 +142,11 @@ def _render(profile: Profile) -> None:
 
 def _runs_table(profile: Profile) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    names = ("batch", "threads %", "SMs", "ms median \\[10-90 %]", "requests/s", "GPU ms", "host ms")
+    names = ("batch", "threads %", "SMs", "ms median \\[10-90 %]", "requests/s", "GPU ms", "host ms", "CPU ms")
     for name in (*names, "context MiB", "weights MiB", "peak MiB"):
         table.add_column(name, justify="right")
     for run in profile.runs:
-        gpu = run.gpu_milliseconds
+        gpu, cpu = run.gpu_milliseconds, run.cpu_milliseconds
         table.add_row(
             str(run.batch_size),
             "-" if run.percentage is None else f"{run.percentage:g}",
@@ -155,6 +155,7 @@ def _runs_table(profile: Profile) -> Table:
             f"{run.batch_size * 1000 / (run.milliseconds + profile.gap_milliseconds):.0f}",
             "-" if gpu is None else f"{gpu:.2f}",
             "-" if gpu is None else f"{max(0.0, run.milliseconds - gpu):.2f}",
+            "-" if cpu is None else f"{cpu:.2f}",
             *(f"{size / _MIB:.0f}" if run.context else "-" for size in (run.context, run.weights, run.peak)),
         )
     return table

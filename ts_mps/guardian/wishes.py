@@ -12,8 +12,8 @@ from ts_mps.plan.estimate import estimate_memory
 from ts_mps.plan.facts import GpuFacts, ModelFacts, WorkerMemory, WorkerWish
 from ts_mps.plan.profile import Profile
 from ts_mps.settings import ModelSettings, Settings
+from ts_mps.torchserve.digest import content_digest
 from ts_mps.torchserve.models import WORKERS_FLAG, ModelRequest
-from ts_mps.torchserve.unpack import content_digest
 
 #: What a profile is called that lies beside its archive, after the archive's name without its ending.
 PROFILE_SUFFIX = ".profile.json"
@@ -47,7 +47,7 @@ def _facts(model: ModelRequest, wishes: ModelSettings, gpus: Sequence[GpuFacts],
     placed = on_gpu and bool(gpus)
     batch = _batch_size(model, wishes)
     workers = _workers(model, wishes, auto)
-    profile = _profile(model, wishes, auto or not workers.fixed) if placed else None
+    profile = _profile(model, wishes, auto or not workers.fixed, on_cpu=not placed)
     return ModelFacts(
         name=model.name,
         version=model.version or None,
@@ -136,7 +136,7 @@ def _memory(model: ModelRequest, wishes: ModelSettings, batch: int, profile: Pro
     )
 
 
-def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool) -> Profile | None:
+def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool, on_cpu: bool) -> Profile | None:
     path = wishes.profile
     if path is None and look_beside and model.archive is not None:
         path = profile_beside(model.archive)
@@ -155,6 +155,8 @@ def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool) -> P
             "same.",
             again,
         )
+    if on_cpu:
+        return profile if profile.gpu == "CPU" else None  # one of a GPU says nothing of a CPU, and is no mistake
     if profile.gpu == "CPU":
         raise PlanError(
             f"The profile {path} of model {model.name} was measured on a CPU, and it shall run on a GPU.", again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +26,15 @@ class Curve:
             what one worker answers.
         measured: Whether it comes from a profile.
         limited: (thread percentage below 100, requests per second of one worker under it), ascending.
+        gpu_seconds: Time of the GPU for one request; infinite where it was not traced.
+        cpu_seconds: Time of host cores that a worker takes for one request; 0 where it was not measured.
     """
 
     rates: tuple[float, ...]
     measured: bool
     limited: tuple[tuple[float, float], ...] = ()
+    gpu_seconds: float = math.inf
+    cpu_seconds: float = 0.0
 
     @property
     def last(self) -> int:
@@ -40,6 +45,16 @@ class Curve:
     def peak(self) -> float:
         """The highest rate of any number of workers."""
         return max(self.rates)
+
+    @property
+    def part(self) -> float:
+        """The part of a GPU that each request per second uses.
+
+        At its highest rate a model uses all of the GPU at most, and its kernels, one after the other, would take
+        ``gpu_seconds`` of each second for each request. Both are upper bounds: the host may be what limits the rate,
+        and under MPS kernels run side by side. The lower one counts.
+        """
+        return min(1 / self.peak, self.gpu_seconds)
 
     def rate(self, workers: int) -> float:
         """Requests per second of so many workers."""
@@ -84,7 +99,15 @@ def curve_of(model: ModelFacts, mps: bool) -> Curve:
     known = sorted({0: 0.0, **points}.items())
     workers = np.arange(known[-1][0] + 1)
     rates = np.interp(workers, [number for number, _ in known], [rate for _, rate in known])
-    return Curve(tuple(float(rate) for rate in rates), measured=True, limited=_limited(model, profile) if mps else ())
+    alone = profile.run(model.batch_size)
+    gpu, cpu = (alone.gpu_milliseconds, alone.cpu_milliseconds) if alone else (None, None)
+    return Curve(
+        rates=tuple(float(rate) for rate in rates),
+        measured=True,
+        limited=_limited(model, profile) if mps else (),
+        gpu_seconds=math.inf if gpu is None else gpu / 1000 / model.batch_size,
+        cpu_seconds=0.0 if cpu is None else cpu / 1000 / model.batch_size,
+    )
 
 
 def _points(model: ModelFacts, profile: Profile, mps: bool) -> dict[int, float]:

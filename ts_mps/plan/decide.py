@@ -10,7 +10,8 @@ import numpy as np
 from ts_mps.plan.cores import Party, divide, workers_of
 from ts_mps.plan.curve import measured_in
 from ts_mps.plan.facts import Facts, ModelFacts
-from ts_mps.plan.instance import Counts, Floats
+from ts_mps.plan.instance import Counts
+from ts_mps.plan.predict import Prediction, predict
 from ts_mps.plan.problem import Problem, gpu_positions, problem_of, uses_gpu
 from ts_mps.plan.processor import cpu_party
 from ts_mps.plan.refuse import constraint, refusal
@@ -35,9 +36,9 @@ class Decision:
     cpu_workers: dict[int, int]
 
     @cached_property
-    def throughput(self) -> Floats:
-        """Predicted requests per second, shape (GPUs, models of the problem)."""
-        return self.problem.instance.throughput(self.counts)
+    def prediction(self) -> Prediction:
+        """What it will answer."""
+        return predict(self.problem, self.counts, sum(self.cpu_workers.values()))
 
     @cached_property
     def objective(self) -> float:
@@ -48,10 +49,6 @@ class Decision:
         """The place in the problem of one of ``facts.models``; None if it has no workers on a GPU."""
         positions = self.problem.positions
         return positions.index(position) if position in positions else None
-
-    def rate(self, number: int) -> float:
-        """Predicted requests per second of a model of the problem."""
-        return float(self.throughput[:, number].sum())
 
 
 def decide(facts: Facts) -> Decision:
@@ -129,10 +126,7 @@ def _because(decision: Decision, why: str) -> Decision:
 def _compared(with_mps: Decision, without: Decision) -> str:
     """The figures of both, of every model where they are few, else of the first."""
     models = with_mps.problem.models
-    sides = [
-        (side.counts.sum(axis=0), side.problem.instance.throughput(side.counts).sum(axis=0))
-        for side in (without, with_mps)
-    ]
+    sides = [(side.counts.sum(axis=0), side.prediction.by_gpu.sum(axis=0)) for side in (without, with_mps)]
     (few, slow), (many, fast) = sides
     parts = [
         f"{workers(int(few[number]))} of {title(model, models)} {_make(int(few[number]))} {rate(slow[number])} without "

@@ -98,10 +98,14 @@ class Instance:
         return np.stack([load.curve.table(self._widest) for load in self.loads])
 
     @cached_property
+    def parts(self) -> Floats:
+        """The part of a GPU that each request per second uses, shape (models,)."""
+        return np.array([load.curve.part for load in self.loads])
+
+    @cached_property
     def uses(self) -> Floats:
         """The part of a GPU that n workers use, shape (models, n). More workers never use less."""
-        peaks = np.array([load.curve.peak for load in self.loads])
-        used: Floats = np.maximum.accumulate(self.rates, axis=1) / peaks[:, None]
+        used: Floats = np.maximum.accumulate(self.rates, axis=1) * self.parts[:, None]
         return used
 
     @cached_property
@@ -128,7 +132,7 @@ class Instance:
         if self.singles is not None:
             single = self.singles[models, np.minimum(workers, self.singles.shape[1] - 1)]
             ceiling = np.where(counts > 0, np.maximum(counts, 1) * single, np.inf)
-            uses = np.minimum(uses, ceiling / self.rates[models].max(axis=1))
+            uses = np.minimum(uses, ceiling * self.parts[models])
             rates = np.minimum(rates, ceiling)
         return rates, uses
 

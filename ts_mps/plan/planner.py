@@ -20,7 +20,7 @@ from ts_mps.plan.greedy import marginal
 from ts_mps.plan.instance import Floats
 from ts_mps.plan.model import Plan, PlannedGpu, PlannedModel, Slot
 from ts_mps.plan.problem import budget_of, memory_of
-from ts_mps.plan.processor import why_on_cpu
+from ts_mps.plan.processor import rate_on_cpu, why_on_cpu
 from ts_mps.plan.reasons import why_so_many
 from ts_mps.plan.share import granted_sms, memory_limit, percentage_of, percentage_why
 from ts_mps.plan.warn import warnings_of
@@ -140,11 +140,18 @@ def _models(facts: Facts, decision: Decision) -> tuple[PlannedModel, ...]:
 
 def _model_on_cpu(facts: Facts, decision: Decision, position: int) -> PlannedModel:
     model, count = facts.models[position], decision.cpu_workers.get(position, 0)
-    return PlannedModel(model.name, model.version, count, why_on_cpu(facts, model, count))
+    return PlannedModel(
+        name=model.name,
+        version=model.version,
+        workers=count,
+        why=why_on_cpu(facts, model, count),
+        requests_per_second=rate_on_cpu(model, count),
+    )
 
 
 def _model_on_gpu(decision: Decision, gains: Floats, model: ModelFacts, number: int) -> PlannedModel:
     problem, counts = decision.problem, decision.counts
+    measured = problem.instance.loads[number].curve.measured
     return PlannedModel(
         name=model.name,
         version=model.version,
@@ -152,5 +159,5 @@ def _model_on_gpu(decision: Decision, gains: Floats, model: ModelFacts, number: 
         why=why_so_many(problem, counts, gains, number),
         memory=memory_of(model),
         memory_source=model.memory.source if model.memory else "",
-        requests_per_second=decision.rate(number) if problem.instance.loads[number].curve.measured else None,
+        requests_per_second=float(decision.prediction.rates[number]) if measured else None,
     )

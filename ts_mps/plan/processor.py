@@ -47,6 +47,16 @@ def why_on_cpu(facts: Facts, model: ModelFacts, count: int) -> str:
     return f"cores: its part of {cores} cores with {facts.policy.cores_per_worker:g} for each worker"
 
 
+def rate_on_cpu(model: ModelFacts, count: int) -> float | None:
+    """Predicted requests per second of so many workers; None where none were measured on a CPU.
+
+    Raises:
+        PlanError: The profile is of another batch size.
+    """
+    measured = model.profile is not None and model.profile.gpu == "CPU"
+    return curve_of(model, mps=False).rate(count) if measured else None
+
+
 def _paying(facts: Facts, model: ModelFacts) -> float:
     """The number of workers from which on the next one gains too little; infinite where that was not measured."""
     if model.profile is None or model.profile.gpu != "CPU":

@@ -30,6 +30,8 @@ class BatchRun:
         context: Bytes of GPU memory of the CUDA context alone.
         weights: Bytes that loading added, warm-up and captured graphs included.
         peak: Bytes that batches added on top.
+        cpu_milliseconds: Time of host cores that the worker's process took for a batch, all of its threads, waiting in
+            a loop included; None where not measured.
     """
 
     batch_size: int
@@ -43,6 +45,7 @@ class BatchRun:
     context: int
     weights: int
     peak: int
+    cpu_milliseconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def _check(profile: Profile) -> None:
     for run in profile.runs:
         sizes = (run.context, run.weights, run.peak)
         limit = run.percentage is None or 0 < run.percentage <= 100
-        if not (_count(run.batch_size) and limit and _above(run.milliseconds) and all(map(_size, sizes))):
+        times = [run.milliseconds, *(one for one in (run.gpu_milliseconds, run.cpu_milliseconds) if one is not None)]
+        if not (_count(run.batch_size) and limit and all(map(_above, times)) and all(map(_size, sizes))):
             raise ValueError(f"its run at batch size {run.batch_size} holds a number that cannot have been measured")
     for scale in profile.scaling:
         if not (_count(scale.workers) and _count(scale.batch_size) and _above(scale.requests_per_second)):

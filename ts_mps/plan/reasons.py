@@ -8,7 +8,7 @@ import numpy as np
 
 from ts_mps.plan.instance import Counts, Floats
 from ts_mps.plan.problem import Problem
-from ts_mps.plan.words import clients, gib, kept, ordinal, percent, rate, short, workers
+from ts_mps.plan.words import clients, gib, kept, ordinal, percent, short, workers
 
 #: A worker that raises the objective by no more than this is not worth a constraint.
 WORTH = 1e-9
@@ -54,7 +54,7 @@ def why_so_many(problem: Problem, counts: Counts, gains: Floats, model: int) -> 
     worth = math.expm1(gains[best, model] / load.weight + instance.cost)
     below = "less than" if worth < least - WORTH else "no more than"
     return (
-        f"share: the {ordinal(total + 1)} worker would add {percent(gain)} to the {rate(before)} of {name}, but with "
+        f"share: the {ordinal(total + 1)} worker would add {percent(gain)} to the throughput of {name}, but with "
         f"what the other models of {short(facts.gpus[best])} would lose it is worth {percent(worth)}, {below} "
         f"{percent(least)}"
     )

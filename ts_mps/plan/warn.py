@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ts_mps.plan.cores import workers_of
+from ts_mps.plan.cores import threads_of, workers_of
 from ts_mps.plan.decide import Decision
 from ts_mps.plan.facts import Facts
 from ts_mps.plan.model import PlannedGpu
-from ts_mps.plan.words import gib, short, workers
+from ts_mps.plan.words import gib, rate, short, workers
 
 
 def warnings_of(facts: Facts, decision: Decision, gpus: tuple[PlannedGpu, ...], count: int) -> tuple[str, ...]:
@@ -25,6 +25,11 @@ def warnings_of(facts: Facts, decision: Decision, gpus: tuple[PlannedGpu, ...], 
             f"{workers(count)} on {cores} cores: each needs {each:g}, so they will wait for each other. "
             "Ask for fewer, or give the host more cores."
         )
+    if decision.prediction.carried < 1:
+        found.append(
+            f"Workers and frontend would keep {decision.prediction.busy:.0f} cores busy, and there are {cores}: they "
+            f"carry {decision.prediction.carried:.0%} of the throughput that the GPUs would make."
+        )
     for position, gpu in enumerate(gpus):
         if gpu.memory_total and gpu.memory_planned > gpu.memory_budget:
             found.append(
@@ -32,6 +37,13 @@ def warnings_of(facts: Facts, decision: Decision, gpus: tuple[PlannedGpu, ...], 
                 f"budget is {gib(gpu.memory_budget)}. Measure them (ts-mps profile), or ask for fewer."
             )
     for number, model in enumerate(decision.problem.models):
+        made, computed = decision.prediction.by_gpu[:, number].sum(), decision.prediction.computed[number]
+        if computed < 0.9 * made:
+            found.append(
+                f"{model.name}: each worker gets {threads_of(facts.host, count)} of {cores} cores, with which its "
+                f"workers make {rate(computed)} in place of {rate(made)}. Plan fewer workers, or give the host more "
+                "cores."
+            )
         used = {gpu.name for position, gpu in enumerate(facts.gpus) if decision.counts[position, number]}
         if model.profile is not None and used - {model.profile.gpu}:
             others = ", ".join(sorted(used - {model.profile.gpu}))

@@ -26,5 +26,6 @@ def why_here(decision: Decision, position: int, gpu: int) -> str:
         return f"it may use {short(card)} only"
     if problem.nothing_measured:
         return f"spread: {short(card)} has {int(counts[gpu].sum())} of the {int(counts.sum())} workers"
-    part = decision.throughput[gpu, number] / decision.rate(number)
+    throughput = decision.prediction.by_gpu[:, number]
+    part = throughput[gpu] / throughput.sum()
     return f"{here} of its {total} workers are on {short(card)}, where they make {100 * part:.0f} % of its throughput"

@@ -83,7 +83,7 @@ def measure_worker(
         member = team.members[0]
         try:
             with memory.peak() if memory else nullcontext(Peak(0)) as peak:
-                milliseconds = _timed(job, member, batch_size)
+                milliseconds, cpu = _timed(job, member, batch_size)
             gpu = _traced(job, member, book, batch_size) if memory else None
         except (BadAnswer, NoMemory, Disconnected, TimeoutError) as error:
             raise team.explain(member, error) from error
@@ -102,15 +102,19 @@ def measure_worker(
         context=max(0, seen["used"] - before),
         weights=max(0, loaded - seen["used"]),
         peak=max(0, peak.bytes - loaded),
+        cpu_milliseconds=cpu,
     )
 
 
-def _timed(job: Job, member: Member, batch_size: int) -> list[float]:
+def _timed(job: Job, member: Member, batch_size: int) -> tuple[list[float], float]:
+    """Milliseconds of each batch, and milliseconds of host cores for one, on average."""
     messages = itertools.cycle(batch_messages(job.requests, batch_size))
     _run(job, member, messages, job.seconds / 4, _WARM_BATCHES)
     _question(member, {"do": "clear"})
     _run(job, member, messages, job.seconds, _TIMED_BATCHES)
-    return [float(value) for value in _question(member, {"do": "report"})["milliseconds"]]
+    report = _question(member, {"do": "report"})
+    milliseconds = [float(value) for value in report["milliseconds"]]
+    return milliseconds, 1000 * float(report["cpu_seconds"]) / len(milliseconds)
 
 
 def _run(job: Job, member: Member, messages: Iterator[bytes], seconds: float, least: int) -> None:

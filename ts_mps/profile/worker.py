@@ -65,6 +65,7 @@ class Timekeeper:
         self._retrieve = retrieve
         self._taken: float | None = None
         self._milliseconds: list[float] = []
+        self._cpu = 0.0
         self._profiler: Any = None
 
     def retrieve_msg(self, connection: socket.socket) -> tuple[Any, Any]:
@@ -94,9 +95,10 @@ class Timekeeper:
         what = question["do"]
         if what == "clear":
             self._milliseconds.clear()
+            self._cpu = time.process_time()
             return {}
         if what == "report":
-            return {"milliseconds": self._milliseconds}
+            return {"milliseconds": self._milliseconds, "cpu_seconds": time.process_time() - self._cpu}
         # A tracer that fails must not end a worker whose times have been measured.
         try:
             return self._start_trace() if what == "trace" else self._end_trace(int(question["batches"]))

@@ -1,9 +1,8 @@
-"""Lay a model archive out on disk as TorchServe does before it starts a worker, and name its content by a digest."""
+"""Lay a model archive out on disk as TorchServe does before it starts a worker."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import shutil
 import tarfile
 import zipfile
@@ -13,6 +12,8 @@ from pathlib import Path
 from ts_mps.errors import PreflightError
 
 _PIECE = 1 << 20
+#: What reading a damaged archive raises.
+DAMAGES = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile)
 
 
 def unpack(path: Path, into: Path) -> Path:
@@ -33,8 +34,8 @@ def unpack(path: Path, into: Path) -> Path:
                 archive.extractall(into)
         else:
             _untar(path, into)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise PreflightError(f"The archive {path} is damaged ({error}).", "Pack it again.") from error
+    except DAMAGES as error:
+        raise damaged(path, error) from error
     except OSError as error:
         raise PreflightError(
             f"The archive {path} cannot be unpacked into {into}: {error.strerror or error}.",
@@ -52,31 +53,11 @@ def model_folder(path: Path) -> Path:
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else path
 
 
-def content_digest(path: Path) -> str:
-    """SHA-256 of an archive, as hexadecimal digits: of the file, or of a folder's names and files in order of name.
-
-    Raises:
-        OSError: Something in it cannot be read.
-    """
-    digest = hashlib.sha256()
-    if path.is_dir():
-        root = model_folder(path)
-        for file in sorted(root.rglob("*")):
-            # What Python writes beside a handler that was imported in place is no part of the model.
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
-                _feed(digest, file)
-    else:
-        _feed(digest, path)
-    return digest.hexdigest()
-
-
 def _untar(path: Path, into: Path) -> None:
     """Unpack without the outer folder, which TorchServe drops (ZipUtils.decompressTarGzipFile)."""
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
-            inner = member.name.partition("/")[2] or member.name
-            target = into / inner
+            target = into / inner_name(member.name)
             if not target.resolve().is_relative_to(into.resolve()):
                 raise PreflightError(f"The archive {path} has an entry outside itself: {member.name}.")
             stream = archive.extractfile(member) if member.isfile() else None
@@ -86,7 +67,11 @@ def _untar(path: Path, into: Path) -> None:
                     shutil.copyfileobj(stream, file, _PIECE)
 
 
-def _feed(digest: hashlib._Hash, file: Path) -> None:
-    with file.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
+def inner_name(name: str) -> str:
+    """A tar's entry without the outer folder."""
+    return name.partition("/")[2] or name
+
+
+def damaged(path: Path, error: Exception) -> PreflightError:
+    """What to raise for an archive that cannot be read."""
+    return PreflightError(f"The archive {path} is damaged ({error}).", "Pack it again.")

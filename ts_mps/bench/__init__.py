@@ -1,0 +1,1 @@
+"""Benchmarks: comparisons with MPS on and off that a sceptic can check."""
