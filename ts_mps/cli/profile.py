@@ -89,7 +89,7 @@ def _job(options: argparse.Namespace) -> Job:
         requests=requests,
         batch_sizes=tuple(sorted({*options.batch_sizes, scaling_batch})),
         scaling_batch=scaling_batch,
-        workers=options.workers,
+        workers=_default_workers() if options.workers is None else options.workers,
         percentages=options.percentages if mps.on else (),
         seconds=options.seconds,
         repeats=options.repeats,
@@ -122,6 +122,12 @@ def _gpu(index: int | None, inventory: Inventory) -> Gpu | None:
             "Choose another one with --gpu INDEX.",
         )
     return found[0] if found else None
+
+
+def _default_workers() -> tuple[int, ...]:
+    """No more than the planner would give them cores."""
+    cores = len(os.sched_getaffinity(0))
+    return tuple(number for number in (1, 2, 4, 8, 16) if number <= cores)
 
 
 def _keep(book: Book, job: Job, output: Path) -> None:

@@ -56,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--workers",
         metavar="N,N",
         type=_worker_numbers,
-        default=(1, 2, 4, 8, 16),
-        help="numbers of workers to measure; none: leave that part out (default: 1,2,4,8,16)",
+        help="numbers of workers to measure; none: leave that out (default: 1,2,4,8,16, as far as there are cores)",
     )
     add(
         "--percentages",
