@@ -2,7 +2,6 @@
 
 import ast
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import yaml
 from handling import Served, module_of
 
 from ts_mps.cli.main import VERBS
-from ts_mps.cli.reference import commands, exit_codes
+from ts_mps.cli.reference import commands, exit_codes, parsers
 from ts_mps.torchserve import properties
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +25,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_verbs_and_options_exist(page):
-    parsers = [import_module(f"ts_mps.cli.{verb}").parser() for verb in VERBS]
-    known = {name for parser in parsers for action in parser._actions for name in action.option_strings}
+    known = {name for _, parser in parsers() for action in parser._actions for name in action.option_strings}
     for line in page.read_text().splitlines():
         for verb, rest in re.findall(r"ts-mps ([a-z]+)\b([^`#]*)", line):
             if verb in VERBS:

@@ -94,7 +94,7 @@ class Caution:
 
     Attributes:
         kind: "unstable", "throttled", "starved of cores", "too few pairs", "generator", "frontend", "failed runs",
-            "errors", "incomplete" or "other machine".
+            "errors", "incomplete", "other machine" or "other workload".
         arm: The arm that it is about; empty for the whole study.
         text: A sentence with its figures.
     """
@@ -144,10 +144,12 @@ class Summary:
         headline: The answer in one or two sentences: whether MPS pays here, by how much, and how sure that is.
         figures: Every arm at every load, in the order of the study.
         contrasts: Each MPS arm against the same without MPS; then every arm against the baseline.
-        losses: Those of ``contrasts`` in which MPS loses.
+        losses: Those of ``best`` and ``contrasts`` in which MPS loses to the lack of it.
         rates: Largest rates that held, where they were looked for.
         costs: Where prices were given.
         cautions: Everything to be careful about.
+        best: For each group of arms the best cell with MPS against the best without, and, where there are several
+            engines or devices, the best of each against the best of the other; the verdict to show first.
     """
 
     headline: str
@@ -157,3 +159,4 @@ class Summary:
     rates: tuple[RateFound, ...]
     costs: tuple[Cost, ...]
     cautions: tuple[Caution, ...]
+    best: tuple[Contrast, ...] = ()

@@ -93,6 +93,8 @@ class LoadResult:
         generator_limit: Cores that it could have used.
         behind_ms: 99th percentile of how late an open loop sent; 0 of a closed one.
         void: Why these figures do not count, as a sentence; empty if they do.
+        compared: Answers that were compared with a recorded one, byte by byte or as numbers; 0 without such a check.
+        began: When counting began, in seconds since the epoch; 0 where nobody noted it.
     """
 
     load: Load
@@ -106,11 +108,31 @@ class LoadResult:
     generator_limit: int
     behind_ms: float = 0.0
     void: str = ""
+    compared: int = 0
+    began: float = 0.0
 
     @property
     def requests_per_second(self) -> float:
         """Answered requests per second."""
         return self.answered / self.load.seconds
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> LoadResult:
+        """Read ``dataclasses.asdict`` of a result back.
+
+        Raises:
+            KeyError: A field is missing.
+            TypeError: One is of another kind, or unknown.
+        """
+        counts = tuple((int(bucket), int(count)) for bucket, count in value["histogram"]["counts"])
+        return LoadResult(
+            **{
+                **value,
+                "load": Load(**value["load"]),
+                "histogram": Histogram(counts),
+                "per_second": tuple(value["per_second"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -243,17 +265,5 @@ class Study:
 
 def _run(value: Mapping[str, Any]) -> Run:
     samples = tuple(GpuSample(**{**sample, "throttled": tuple(sample["throttled"])}) for sample in value["samples"])
-    result = None if value["result"] is None else _result(value["result"])
+    result = None if value["result"] is None else LoadResult.from_json(value["result"])
     return Run(**{**value, "samples": samples, "result": result})
-
-
-def _result(value: Mapping[str, Any]) -> LoadResult:
-    counts = tuple((int(bucket), int(count)) for bucket, count in value["histogram"]["counts"])
-    return LoadResult(
-        **{
-            **value,
-            "load": Load(**value["load"]),
-            "histogram": Histogram(counts),
-            "per_second": tuple(value["per_second"]),
-        }
-    )

@@ -19,6 +19,7 @@ VERBS = {
     "status": "what runs, on which GPU, and whether it is as planned",
     "doctor": "check this machine and configuration, with a remedy for each finding",
     "profile": "measure one model for the planner: memory, times, and what several workers reach",
+    "bench": "measure whether MPS pays for a model on this machine, and report it",
     "demo": "train, archive, serve and query a small model on real images",
 }
 

@@ -1,0 +1,242 @@
+"""Locust's events around the load: the plan goes out to all processes, their counts come back and become a result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gevent
+from locust.env import Environment
+from locust.runners import MasterRunner, WorkerRunner
+
+from ts_mps.bench.load.bodies import given_bodies, read_bodies
+from ts_mps.bench.load.options import the_spec, write_the_bodies
+from ts_mps.bench.load.part import Part, Turn
+from ts_mps.bench.load.references import record
+from ts_mps.bench.load.show import table
+from ts_mps.bench.load.spec import Spec
+from ts_mps.bench.load.tally import result
+from ts_mps.errors import TsMpsError
+from ts_mps.files import write_json
+
+#: The name of our message to the processes, and of our part of their reports.
+_PLAN = "ts-mps plan"
+_REPORT = "ts_mps"
+#: Seconds from the plan to the first request: for the message to arrive, payloads to be read and users to start.
+_AHEAD_S = 0.5
+#: Seconds between looks for processes that have died.
+_LOOK_S = 0.5
+
+
+class Conductor:
+    """One of Locust's processes: a worker makes its part of the load, the master collects, a single process does both.
+
+    Every report holds all that a process has counted so far, so the latest one of each process is all that matters,
+    and a lost one loses nothing.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        runner = environment.runner
+        assert runner is not None
+        self._runner = runner
+        self._options: Any = environment.parsed_options
+        self.part: Part | None = None
+        self._running: gevent.Greenlet | None = None
+        self._last: dict[str, Any] | None = None
+        self._run = 0
+        self._spec: Spec | None = None
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._first = 0.0
+        self._cpu_before = 0.0
+        self._finished = True
+        events = environment.events
+        if isinstance(runner, WorkerRunner):
+            runner.register_message(_PLAN, self._on_plan)
+            events.report_to_master.add_listener(self._on_report)
+            events.test_stop.add_listener(self._break_off)
+            return
+        if isinstance(runner, MasterRunner):
+            events.worker_report.add_listener(self._on_worker_report)
+        # What `ts-mps bench` handed over lies in a folder that it removes itself.
+        self._scratch = Path(tempfile.mkdtemp(prefix="ts-mps-locust-")) if not self._options.spec else Path()
+        events.quit.add_listener(lambda **_: self._tidy())
+        events.test_start.add_listener(self._on_start)
+        events.test_stop.add_listener(self._on_stop)
+        self._or_exit(lambda: write_the_bodies(self._options, self._scratch))
+
+    # -- the master's side, or a single process's -------------------------------------------------------------------
+
+    def _on_start(self, **_: Any) -> None:
+        runner, self._run = self._runner, self._run + 1
+        workers = self._workers()
+        try:
+            spec = the_spec(self._options, runner.target_user_count, max(len(workers), 1), self._scratch)
+            if spec.check == "reference" and not spec.references.is_file():
+                record(spec, read_bodies(spec.bodies))
+        except (TsMpsError, OSError) as error:
+            self._give_up(str(error), getattr(error, "details", ""))
+            return
+        self._spec, self._reports, self._finished = spec, {}, False
+        # The wall clock is what processes on several machines share; on one it is exact.
+        begin = time.time() + _AHEAD_S
+        self._first = time.monotonic() + _AHEAD_S + spec.load.warm_up
+        gevent.spawn(self._mark_cpu, self._run)
+        plan = {"run": self._run, "spec": spec.as_json(), "of": spec.processes, "begin": begin}
+        if not isinstance(runner, MasterRunner):
+            self._take(spec, {**plan, "share": 0})
+            return
+        for share, worker in enumerate(workers):
+            runner.send_message(_PLAN, {**plan, "share": share}, client_id=worker)
+        gevent.spawn(self._look_after, workers, self._run)
+
+    def _workers(self) -> list[str]:
+        if not isinstance(self._runner, MasterRunner):
+            return []
+        clients = self._runner.clients
+        return sorted(client.id for client in clients.ready + clients.spawning + clients.running)
+
+    def _mark_cpu(self, run: int) -> None:
+        gevent.sleep(max(self._first - time.monotonic(), 0))
+        if run == self._run:
+            self._cpu_before = time.process_time()
+
+    def _look_after(self, workers: list[str], run: int) -> None:
+        """Locust waits for a process that has died; what is left of the load would not be what was planned."""
+        while run == self._run and not self._finished:
+            gevent.sleep(_LOOK_S)
+            for worker in set(workers) - {one for one, report in self._reports.items() if report["done"]}:
+                if worker not in self._runner.clients or self._runner.clients[worker].state == "missing":
+                    self._give_up("A process of the load generator has died.")
+                    return
+
+    def _on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
+        report = data.get(_REPORT)
+        if report and report["run"] == self._run:
+            self._reports[client_id] = report
+            self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        done = [report for report in self._reports.values() if report["done"]]
+        if self._finished or self._spec is None or len(done) < self._spec.processes:
+            return
+        self._finish()
+        # Not from here: it ends the greenlet that it is called from.
+        gevent.spawn(self._runner.quit if self._options.headless else self._runner.stop)
+
+    def _on_stop(self, **_: Any) -> None:
+        """Stopped by hand, or by --run-time: what was counted until now is the result."""
+        self._break_off()
+        if not self._finished and self._spec is not None:
+            self._finish()
+        self._finished = True
+
+    def _finish(self) -> None:
+        assert self._spec is not None
+        self._finished = True
+        # As long as the processes counted, which may have stopped before we heard of it.
+        seconds = max((report["seconds"] for report in self._reports.values()), default=0.0)
+        if not seconds:
+            print("locust: It was stopped before anything was counted.", file=sys.stderr, flush=True)
+            return
+        own = time.process_time() - self._cpu_before if isinstance(self._runner, MasterRunner) else 0.0
+        reports = list(self._reports.values())
+        cpu = own + sum(report["cpu_seconds"] for report in reports)
+        cores = len(os.sched_getaffinity(0))
+        found = result(self._spec.load, reports, seconds=seconds, cpu=cpu, cores=cores)
+        found = replace(found, began=time.time() - time.monotonic() + self._first)
+        if self._options.result:
+            write_json(Path(self._options.result), asdict(found))
+        else:
+            print(table(found), flush=True)
+
+    def _give_up(self, sentence: str, details: str = "") -> None:
+        print("\n".join(filter(None, (f"locust: {sentence}", details))), file=sys.stderr, flush=True)
+        self._finished = True
+        self._environment.process_exit_code = 1
+        gevent.spawn(self._runner.quit if self._options.headless else self._runner.stop)
+
+    def _or_exit(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except (TsMpsError, OSError) as error:
+            self._tidy()
+            print(f"locust: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    def _tidy(self) -> None:
+        if not self._options.spec:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    # -- the side of a process that makes load ----------------------------------------------------------------------
+
+    def _on_plan(self, msg: Any, **_: Any) -> None:
+        spec = Spec.from_json(msg.data["spec"])
+        try:
+            self._take(spec, msg.data)
+        except (TsMpsError, OSError) as error:
+            print(f"locust: {error}", file=sys.stderr, flush=True)
+            # The master sees that the process is gone, and gives up.
+            os._exit(1)
+
+    def _take(self, spec: Spec, plan: dict[str, Any]) -> None:
+        self._run, self._last = plan["run"], None
+        # On a machine other than the master's the payloads are those that its own command line names.
+        options, here = self._options, spec.bodies.is_dir()
+        named = [Path(path) for path in options.payload]
+        bodies = read_bodies(spec.bodies) if here else given_bodies(named, options.content_type)
+        begin = time.monotonic() + plan["begin"] - time.time()
+        request = self._environment.events.request
+
+        def watch(milliseconds: float, size: int, problem: str) -> None:
+            request.fire(
+                request_type="POST",
+                name=spec.path,
+                response_time=milliseconds,
+                response_length=size,
+                exception=RuntimeError(problem) if problem else None,
+                context={},
+                response=None,
+            )
+
+        self.part = Part(spec, Turn(plan["share"], plan["of"], begin), bodies, watch)
+        self._running = gevent.spawn(self._make)
+
+    def _make(self) -> None:
+        part = self.part
+        assert part is not None
+        part.run()
+        self._close_part(done=True)
+        if not isinstance(self._runner, WorkerRunner):
+            self._look_for_end()
+
+    def _break_off(self, **_: Any) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._close_part(done=False)
+
+    def _close_part(self, *, done: bool) -> None:
+        """Hand in what the part counted, once and for all."""
+        part, self.part = self.part, None
+        if part is None:
+            return
+        self._last = {"done": done, "run": self._run, **part.report()}
+        if isinstance(self._runner, WorkerRunner):
+            data: dict[str, Any] = {}
+            self._environment.events.report_to_master.fire(client_id=self._runner.client_id, data=data)
+            self._runner.send_message("stats", data)
+        else:
+            self._reports["local"] = self._last
+
+    def _on_report(self, data: dict[str, Any], **_: Any) -> None:
+        if self.part is not None:
+            data[_REPORT] = {"done": False, "run": self._run, **self.part.report()}
+        elif self._last is not None:
+            data[_REPORT] = self._last

@@ -1,0 +1,1 @@
+"""Studies rendered: one page, charts, tables and Markdown, all made from the same chapters."""

@@ -1,0 +1,218 @@
+"""From the options of ``ts-mps bench compare`` to what is measured; everything that is wrong is found here."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts_mps.bench.arms import Wish
+from ts_mps.bench.compare import Job, bodies_digest, connections_for
+from ts_mps.bench.conductor import Search
+from ts_mps.bench.copies import BATCH_DELAY
+from ts_mps.bench.cores import Division, core_siblings, divide, usable_cores
+from ts_mps.bench.load import prepare, workload, write_bodies
+from ts_mps.bench.load.bodies import given_bodies
+from ts_mps.bench.machine import read_machine
+from ts_mps.bench.site import Site
+from ts_mps.errors import PreflightError, UsageError
+from ts_mps.gpu.inventory import Gpu, read_inventory
+from ts_mps.gpu.visible import select_gpus
+from ts_mps.mps.control import require_binary
+from ts_mps.torchserve.addresses import Address
+from ts_mps.torchserve.archives import read_archive
+from ts_mps.torchserve.digest import content_digest
+from ts_mps.torchserve.ports import busy_ports
+from ts_mps.torchserve.unpack import unpack
+
+#: Looked for before minutes are spent, and not imported: Locust patches whoever imports it for gevent.
+_NEEDED = ("locust", "scipy")
+#: The batch size where the command line says none.
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study is made.
+
+    Attributes:
+        gpu: The GPU; None for a study on the CPU.
+        division: Who runs on which cores.
+        machine: What it is, ready for JSON.
+        notes: What the user should know before it begins.
+    """
+
+    gpu: Gpu | None
+    division: Division
+    machine: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def read_place(options: argparse.Namespace) -> Place:
+    """Look at the machine, and at what can be known before anything is made.
+
+    Raises:
+        UsageError: Options contradict each other, or name nothing to serve.
+        PreflightError: A package is missing, there is no such GPU, there are too few cores, or the port is taken.
+        MpsError: There is a GPU, and no MPS control program.
+    """
+    for package in _NEEDED:
+        if importlib.util.find_spec(package) is None:
+            raise PreflightError(
+                f"`ts-mps bench` needs the package {package}, which is not installed.",
+                "Run: pip install 'ts-mps[bench]'",
+            )
+    _check_wishes(options)
+    gpu, notes = _gpu(options)
+    division = divide(usable_cores(), options.generator_cores, near=gpu.cores if gpu else (), siblings=core_siblings())
+    if options.port is not None:
+        for busy in busy_ports([Address("inference_address", "127.0.0.1", options.port)]):
+            raise PreflightError(
+                f"--port {options.port}: it {busy.reason}{f' by {busy.holder}' if busy.holder else ''}.",
+                "Name another one, or none: any free port does.",
+            )
+    machine = read_machine(division, [gpu] if gpu else [])
+    if others := machine["others_on_gpus"]:
+        notes += (f"Other processes use GPU {gpu.index if gpu else 0} ({others}): the figures will be theirs as well.",)
+    return Place(gpu, division, machine, notes)
+
+
+def make_job(options: argparse.Namespace, place: Place, scratch: Path) -> Job:
+    """Everything that is measured.
+
+    Args:
+        options: As parsed.
+        place: Where.
+        scratch: A folder for what is made; it lives as long as the study runs.
+
+    Raises:
+        TsMpsError: The archive or a payload cannot be used, or a workload cannot be built.
+    """
+    served = _served(options, scratch)
+    archive = read_archive(served.archive)
+    bodies = served.bodies
+    folder = scratch / "archive"
+    folder.mkdir()
+    batches = options.batch_sizes or served.batch_sizes
+    check = options.check or served.check
+    delay = options.batch_delay if options.batch_delay is not None else archive.integer("maxBatchDelay")
+    delay = BATCH_DELAY if delay is None else delay
+    on_gpu = place.gpu is not None
+    wish = Wish(
+        workers=options.workers,
+        batch_sizes=batches,
+        percentages=options.percentages if on_gpu and options.mps == "both" else (),
+        mps=on_gpu and options.mps == "both",
+        device="gpu" if on_gpu else "cpu",
+        ceiling=options.ceiling,
+        engine=options.engine,
+        options={"max_batch_delay": str(delay)},
+    )
+    connections = options.connections or connections_for(wish)
+    model = archive.name or "model"
+    return Job(
+        title=f"{served.name}: MPS on against off" if wish.mps else f"{served.name}: workers and batch sizes",
+        workload={
+            "name": served.name,
+            "model": model,
+            "archive_sha256": served.sha256,
+            "payloads": len(list(bodies.iterdir())) - 1,
+            "payloads_sha256": bodies_digest(bodies),
+            "batch_delay_ms": delay,
+            "check": check,
+        },
+        wish=wish,
+        site=Site(
+            model=model,
+            archive=unpack(served.archive, folder),
+            gpu=place.gpu,
+            cores=place.division.server,
+            environ=dict(os.environ),
+            ready_timeout=options.ready_timeout,
+            port=options.port,
+        ),
+        bodies=bodies,
+        scratch=scratch,
+        division=place.division,
+        blocks=options.blocks,
+        seconds=options.seconds,
+        warm_up=options.warm_up,
+        seed=options.seed,
+        connections=connections,
+        processes=options.processes or len(place.division.generator),
+        check=check,
+        timeout=options.timeout,
+        search=Search(options.slo_ms, options.slo_steps) if options.slo_ms else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What is served and sent: a named workload, or the user's own.
+
+    Attributes:
+        name: For the title.
+        archive: A file or a folder.
+        sha256: Of the archive; empty for a workload, whose name says what it is and which is built anew each time.
+        bodies: Folder of payloads.
+        batch_sizes: Where the command line says none.
+        check: Where the command line says none.
+    """
+
+    name: str
+    archive: Path
+    sha256: str
+    bodies: Path
+    batch_sizes: tuple[int, ...]
+    check: str
+
+
+def _served(options: argparse.Namespace, scratch: Path) -> _Served:
+    if options.workload:
+        found = workload(options.workload)
+        made = prepare(found, (options.work or scratch) / options.workload)
+        sizes = (_BATCH_SIZE,) if _BATCH_SIZE in found.batch_sizes else found.batch_sizes[-1:]
+        return _Served(options.workload, made.archive, "", made.bodies, sizes, found.check)
+    requests = given_bodies(options.payload, options.content_type)
+    bodies = write_bodies(scratch / "bodies", requests)
+    digest = content_digest(options.archive)
+    return _Served(options.archive.name, options.archive, digest, bodies, (_BATCH_SIZE,), "status")
+
+
+def _check_wishes(options: argparse.Namespace) -> None:
+    if options.workload and (options.archive or options.payload):
+        raise UsageError(
+            "--workload and --archive exclude each other: a workload has a model and payloads of its own.",
+            "Leave one of them out.",
+        )
+    if options.workload:
+        workload(options.workload)  # an unknown one is refused before anything is looked at
+        return
+    if options.archive is None:
+        raise UsageError("Nothing is named to be served.", "Name --workload NAME, or --archive A --payload FILE.")
+    read_archive(options.archive)
+    given_bodies(options.payload, options.content_type)
+
+
+def _gpu(options: argparse.Namespace) -> tuple[Gpu | None, tuple[str, ...]]:
+    """The GPU that was asked for, else the first visible one; None where there is none, with a note that says so."""
+    inventory = read_inventory()
+    visible = select_gpus(inventory, os.environ.get("CUDA_VISIBLE_DEVICES"), None)
+    found = visible if options.gpu is None else tuple(gpu for gpu in inventory.gpus if gpu.index == options.gpu)
+    if not found:
+        if options.gpu is not None:
+            raise PreflightError(f"--gpu {options.gpu}: this machine has no such GPU.", inventory.problem)
+        why = inventory.problem or "CUDA_VISIBLE_DEVICES hides every GPU."
+        return None, (f"{why} The arms run on the CPU and differ in workers and batch size, without MPS.",)
+    if found[0].mig_enabled:
+        raise PreflightError(
+            f"GPU {found[0].index} ({found[0].name}) is in MIG mode, in which studies cannot be made.",
+            "Choose another one with --gpu INDEX.",
+        )
+    if options.mps == "both":
+        require_binary(os.environ)
+    return found[0], ()
