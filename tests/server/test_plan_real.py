@@ -10,7 +10,7 @@ from support import eventually, simulated_gpu
 
 from ts_mps.plan.model import Plan
 from ts_mps.plan.profile import BatchRun, Profile, ScaleRun
-from ts_mps.torchserve.unpack import content_digest
+from ts_mps.torchserve.digest import content_digest
 
 
 def plan_command(serving, *arguments: str) -> list[str]:
