@@ -16,7 +16,14 @@ from ts_mps.bench.load.bodies import write_bodies
 from ts_mps.errors import PreflightError, UsageError
 from ts_mps.profile.messages import Request
 
-_REPOSITORY = Path(__file__).resolve().parents[3]
+
+def _checkout() -> Path:
+    """The repository that this file is in; of an installed package, the working folder, which may be one."""
+    around = Path(__file__).resolve().parents[3]
+    return around if (around / "benchmarks" / "workloads").is_dir() else Path.cwd()
+
+
+_REPOSITORY = _checkout()
 #: Ends the name of the variant that a CPU serves in no time.
 TINY = "-tiny"
 
@@ -81,7 +88,7 @@ def workload(name: str, repository: Path = _REPOSITORY) -> Workload:
         raise UsageError(
             f"The workload {name!r} is not here: named workloads are part of ts-mps's repository, and this ts-mps is "
             "installed without it.",
-            "Name your own model and requests with --archive and --payload, or run ts-mps from a checkout.",
+            "Name your own model and requests with --archive and --payload, or call ts-mps in a checkout.",
         )
     if name not in names:
         raise UsageError(f"There is no workload {name!r}.", f"There are {', '.join(names)}.")
