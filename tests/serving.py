@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import yaml
+from support import hear_hangups
 
 from ts_mps.guardian.state import load_state
 from ts_mps.guardian.status import look
@@ -140,6 +141,7 @@ class Serving:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_hangups,
         )
 
     def paths(self, name: str = "default"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+import signal
 import time
 import zipfile
 from collections.abc import Callable
@@ -75,6 +76,11 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def hear_hangups() -> None:
+    """Before a child's exec: what nohup set would be inherited, and the child ignore SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pack(archive: Path, content: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -40,7 +41,8 @@ def fill_the_disk_of(pid: int) -> None:
 def test_the_guardian_in_the_middle_of_a_start(simulated, front):
     simulated.archive("late", LATE_CLIENT)
     process = simulated.popen(simulated.start_command("--models", "late.mar", *front))
-    assert eventually(lambda: (state := simulated.state()) is not None and state.java is not None, 60)
+    # The pid file is the last thing that is written before the workers are waited for.
+    assert eventually(lambda: (state := simulated.state()) is not None and Path(state.pid_file).exists(), 60)
     fill_the_disk_of(simulated.state().guardian.pid)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 3, output

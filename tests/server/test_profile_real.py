@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from serving import BROKEN
 from support import eventually, mps_processes, simulated_gpu
 
 from ts_mps.plan.profile import Profile
+from ts_mps.torchserve.digest import content_digest
 
 #: Sleeps a known time for a batch and refuses what it does not know.
 SLEEPY = """
@@ -102,7 +102,7 @@ def test_times_and_scaling_are_the_handlers(bench):
     profile = written(bench, "sleepy.profile.json")
     assert Profile.from_json(json.loads(done.stdout)) == profile
     assert (profile.model, profile.archive, profile.gpu, profile.sms) == ("sleepy", "sleepy.mar", "CPU", 0)
-    assert profile.sha256 == hashlib.sha256((bench.store / archive).read_bytes()).hexdigest()
+    assert profile.sha256 == content_digest(bench.store / archive)
     # The archive's own batch size is measured though nobody asked for it.
     assert [run.batch_size for run in profile.runs] == [1, 4, 8]
     for run in profile.runs:
