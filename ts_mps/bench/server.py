@@ -11,7 +11,6 @@ from typing import Protocol
 
 from ts_mps.bench import proof
 from ts_mps.bench.commands import call
-from ts_mps.bench.lit import LitServer
 from ts_mps.bench.proof import Witness
 from ts_mps.bench.records import Arm
 from ts_mps.bench.site import LeftRunning, Place, ServerError, Site
@@ -40,8 +39,8 @@ class Server(Protocol):
     def url(self) -> str:
         """Where requests go, such as ``http://127.0.0.1:8080``."""
 
-    def frontend(self) -> tuple[int, ...]:
-        """Pids of the processes that take the requests and hand them to the workers."""
+    def frontend(self) -> int | None:
+        """Pid of the process that takes the requests; None where the workers do."""
 
     def witness(self) -> Witness:
         """Workers and clients right now.
@@ -72,8 +71,6 @@ def make_server(site: Site, arm: Arm) -> Server:
         return TsMpsServer(site, arm)
     if arm.engine == "torchserve":
         return StockServer(site, arm)
-    if arm.engine == "litserve":
-        return LitServer(site, arm)
     raise ValueError(f"There is no engine {arm.engine}.")
 
 
@@ -117,10 +114,10 @@ class TsMpsServer:
         """As :meth:`Server.url`."""
         return call_url(self._state().endpoints.inference)
 
-    def frontend(self) -> tuple[int, ...]:
+    def frontend(self) -> int | None:
         """As :meth:`Server.frontend`."""
         java = self._state().java
-        return () if java is None else (java.pid,)
+        return None if java is None else java.pid
 
     def witness(self) -> Witness:
         """As :meth:`Server.witness`."""
@@ -162,7 +159,7 @@ class TsMpsServer:
     def _ts_mps(self, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         site = self._place.site
         # The worker takes its own from here on; an arm on the CPU must not find a GPU.
-        visible = site.gpu.uuid if site.gpu and self._place.arm.device == "gpu" else ""
+        visible = site.gpu.uuid if site.gpu else ""
         return call(
             [sys.executable, "-m", "ts_mps", *arguments],
             cores=site.cores,

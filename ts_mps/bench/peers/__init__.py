@@ -1,1 +1,0 @@
-"""Other servers that the same models are compared with."""
