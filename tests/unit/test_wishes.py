@@ -160,6 +160,8 @@ class TestProfiles:
         write(tmp_path / "bert.profile.json", profile(model.archive))
         assert facts(model, auto=True).profile is not None
         assert facts(model, gpus=(), auto=True).profile is None
+        pack(model.archive, "other weights")
+        assert facts(model, gpus=(), auto=True).profile is None, "of whatever archive it is"
 
 
 class TestContradictions:

@@ -144,6 +144,8 @@ def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool, on_c
     if path is None:
         return None
     profile = _read_profile(path)
+    if on_cpu and profile.gpu != "CPU":
+        return None  # one of a GPU says nothing of a CPU: no mistake, and no reason to read the archive
     of_another = f"The profile {path} is of another model: "
     again = "Measure this one with ts-mps profile, or take the profile away."
     if model.archive is None:
@@ -155,9 +157,7 @@ def _profile(model: ModelRequest, wishes: ModelSettings, look_beside: bool, on_c
             "same.",
             again,
         )
-    if on_cpu:
-        return profile if profile.gpu == "CPU" else None  # one of a GPU says nothing of a CPU, and is no mistake
-    if profile.gpu == "CPU":
+    if profile.gpu == "CPU" and not on_cpu:
         raise PlanError(
             f"The profile {path} of model {model.name} was measured on a CPU, and it shall run on a GPU.", again
         )
