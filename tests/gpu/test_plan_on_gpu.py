@@ -104,8 +104,9 @@ class Bench:
         for file, body in zip(files, sent, strict=True):
             file.write_bytes(body)
         profile = self._results / f"{row.model}.profile.json"
-        if known := os.environ.get("TS_MPS_TEST_PROFILES"):  # of the same archives, as the plan checks
-            shutil.copy(Path(known) / profile.name, profile)
+        known = Path(os.environ.get("TS_MPS_TEST_PROFILES", ""), profile.name)
+        if known.is_file():  # of the same archive, as the plan checks
+            shutil.copy(known, profile)
             return Measured(row, sent, content_type, profile)
         serving.timeout = 500
         done = serving.ts_mps(
