@@ -26,14 +26,15 @@ GENERATED = 32
 _Random = np.random.Generator
 
 
-def make(kind: str, folder: Path) -> tuple[list[bytes], str]:
+def make(kind: str, folder: Path, **sizes: int) -> tuple[list[bytes], str]:
     """Bodies and their content type.
 
     Args:
         kind: ``ids``, ``texts``, ``candidates``, ``photos`` or ``prompts``.
         folder: The model's folder.
+        **sizes: What the kind takes in place of its own numbers: ``tokens`` and ``generated`` of ``prompts``.
     """
-    makers: dict[str, tuple[Callable[[Path, _Random], list[bytes]], str]] = {
+    makers: dict[str, tuple[Callable[..., list[bytes]], str]] = {
         "ids": (_ids, "application/x-npy"),
         "texts": (_texts, "text/plain; charset=utf-8"),
         "candidates": (_candidates, "application/x-npy"),
@@ -41,7 +42,7 @@ def make(kind: str, folder: Path) -> tuple[list[bytes], str]:
         "prompts": (_prompts, "application/json"),
     }
     maker, content_type = makers[kind]
-    return maker(folder, np.random.default_rng(_SEED)), content_type
+    return maker(folder, np.random.default_rng(_SEED), **sizes), content_type
 
 
 def _ids(folder: Path, random: _Random) -> list[bytes]:
@@ -89,13 +90,11 @@ def _photos(folder: Path, random: _Random) -> list[bytes]:
     return files
 
 
-def _prompts(folder: Path, random: _Random) -> list[bytes]:
-    """JSON with 64 token ids that are to be continued by 32."""
+def _prompts(folder: Path, random: _Random, tokens: int = _PROMPT, generated: int = GENERATED) -> list[bytes]:
+    """JSON with so many token ids that are to be continued by so many."""
     vocabulary = _json(folder / "config.json")["vocab_size"]
     return [
-        json.dumps(
-            {"input_ids": random.integers(0, vocabulary - 1, _PROMPT).tolist(), "max_tokens": GENERATED}
-        ).encode()
+        json.dumps({"input_ids": random.integers(0, vocabulary - 1, tokens).tolist(), "max_tokens": generated}).encode()
         for _ in range(_BODIES)
     ]
 

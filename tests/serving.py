@@ -144,6 +144,11 @@ class Serving:
             preexec_fn=hear_hangups,
         )
 
+    def link_checkout(self) -> None:
+        """Let commands find the named workloads, which are files of the repository and not of an installed package."""
+        for name in ("benchmarks", "handlers"):
+            (self.run_folder / name).symlink_to(Path(__file__).parents[1] / name)
+
     def paths(self, name: str = "default"):
         return self.home.instance(name)
 

@@ -6,9 +6,10 @@ FOLDER is what transformers' ``save_pretrained`` wrote for a causal language mod
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from archive import main
+from archive import Preset, main
 
 
 def tiny(folder: Path, **changes: float | None) -> None:
@@ -24,29 +25,36 @@ def tiny(folder: Path, **changes: float | None) -> None:
     _qwen2(folder, **{**size, **changes})
 
 
-def qwen25_05b(folder: Path) -> None:
-    """The architecture of Qwen2.5-0.5B with random weights, to measure with."""
-    _qwen2(
-        folder,
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32_768,
-        rope_theta=1_000_000.0,
-    )
+def _qwen25(hidden_size: int, intermediate_size: int, layers: int, heads: int, kv_heads: int, **more: Any) -> Preset:
+    """A shape of Qwen2.5 with random weights, to measure with; the numbers are those of its published config.json."""
+    size = {
+        "vocab_size": 151_936,
+        "hidden_size": hidden_size,
+        "intermediate_size": intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 32_768,
+        "rope_theta": 1_000_000.0,
+        **more,
+    }
+    return lambda folder: _qwen2(folder, **size)
 
 
-def _qwen2(folder: Path, **size: float | None) -> None:
+def _qwen2(folder: Path, *, dtype: torch.dtype = torch.float32, **size: Any) -> None:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     words = _tokenizer(folder)
     torch.manual_seed(0)
     end = words - 1
-    config = Qwen2Config(**{"vocab_size": words, **size}, tie_word_embeddings=True, eos_token_id=end, pad_token_id=end)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    known = {"vocab_size": words, "tie_word_embeddings": True, "eos_token_id": end, "pad_token_id": end}
+    before = torch.get_default_dtype()
+    # Made in the dtype in which it is saved: 7 billion weights in fp32 would take 30 GB of memory and of disk.
+    torch.set_default_dtype(dtype)
+    try:
+        Qwen2ForCausalLM(Qwen2Config(**{**known, **size})).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _tokenizer(folder: Path) -> int:
@@ -64,5 +72,15 @@ def _tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
+#: The largest saves its output layer as well, as its config says; the others share it with the embedding.
+PRESETS: dict[str, Preset] = {
+    "tiny": tiny,
+    "qwen2.5-0.5b": _qwen25(896, 4_864, 24, 14, 2),
+    "qwen2.5-1.5b": _qwen25(1_536, 8_960, 28, 12, 2, dtype=torch.float16),
+    "qwen2.5-3b": _qwen25(2_048, 11_008, 36, 16, 2, dtype=torch.float16),
+    "qwen2.5-7b": _qwen25(3_584, 18_944, 28, 28, 4, vocab_size=152_064, tie_word_embeddings=False, dtype=torch.float16),
+}
+
+
 if __name__ == "__main__":
-    main("text_generator", {"tiny": tiny, "qwen2.5-0.5b": qwen25_05b})
+    main("text_generator", PRESETS)

@@ -257,3 +257,45 @@ def test_commands_of_bench(capsys):
     assert "compare" in capsys.readouterr().out
     assert main(["bench", "dance"]) == 2
     assert "Commands: compare, report, diff" in capsys.readouterr().err
+
+
+def test_a_published_study_is_measured_again_on_the_cpu(marked):
+    """One cell of `--reproduce`, tiny; then the whole report of its folder."""
+    marked.environ["CUDA_VISIBLE_DEVICES"] = ""
+    marked.link_checkout()
+    part = ("--reproduce", "databricks", "--part", "databricks-tiny-prefill-32", "--tiny", "-o", "out")
+    done = marked.ts_mps("bench", "compare", *part)
+    assert done.returncode == 0, done.stderr
+    file = marked.run_folder / "out" / "databricks-tiny-prefill-32.json"
+    study = read_study(file)
+    assert study.kind == "databricks" and study.incomplete == ""
+    assert [arm.name for arm in sorted(study.arms, key=lambda arm: arm.workers)] == [
+        "1 worker x 4, CPU",
+        "2 workers x 2, CPU",
+    ]
+    assert all(run.counts and run.result is not None and not run.result.errors for run in study.runs)
+    again = marked.ts_mps("bench", "compare", *part)
+    assert again.returncode == 0 and "1 of 1 studies are finished" in again.stderr
+    report = marked.ts_mps("bench", "report", str(file), "--price", "gpu=4,cpu=1")
+    assert report.returncode == 0 and "What a million requests cost" in report.stdout
+    assert left(marked) == []
+
+
+def test_a_study_of_a_named_workload_is_gone_on_with_although_its_model_is_built_anew(marked):
+    """The archive's digest leaves out when it was packed, so the same workload is the same model."""
+    file = marked.run_folder / "study.json"
+    times = ("--seconds", "1", "--warm-up", "0.5", "--connections", "4", "--no-ceiling", "--workers", "1")
+    marked.environ["CUDA_VISIBLE_DEVICES"] = ""
+    marked.link_checkout()
+    command = marked.command("bench", "compare", "--workload", "ranking-tiny", *times, "--blocks", "2")
+    process = marked.popen([*command, "-o", str(file)])
+    wait_for_line(process, "run 2 of 2")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    kept = read_study(file)
+    assert len(kept.runs) == 1 and len(kept.workload["archive_sha256"]) == 64
+    done = marked.call([*command, "--resume", str(file)])
+    assert done.returncode == 0, done.stderr
+    assert len(read_study(file).runs) == 2 and read_study(file).workload == kept.workload
+    assert left(marked) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benching import result, run
 
-from ts_mps.bench.arms import Wish, baseline_first, best_arm, make_arms
+from ts_mps.bench.arms import Wish, baseline_first, best_arms, make_arms, most_best_arms
 
 
 def names(wish: Wish) -> list[str]:
@@ -44,7 +44,7 @@ def test_without_a_gpu_arms_differ_in_workers_only():
 
 
 def test_options_and_engine_are_every_arms():
-    wish = Wish(workers=(2,), batch_sizes=(4,), engine="torchserve", options={"max_batch_delay": "7"}, ceiling=True)
+    wish = Wish(workers=(2,), batch_sizes=(4,), engines=("torchserve",), options={"max_batch_delay": "7"}, ceiling=True)
     for arm in make_arms(wish):
         assert arm.engine == "torchserve" and arm.options == {"max_batch_delay": "7"} and "torchserve" in arm.name
         assert not arm.noop or (arm.device, arm.mps) == ("cpu", False)
@@ -58,6 +58,25 @@ def test_the_baseline_is_one_worker_at_its_best_batch():
     assert baseline_first(arms, runs)[0].name == "1 worker x 8, MPS off"
     assert set(map(str, baseline_first(arms, runs))) == set(map(str, arms))
     assert baseline_first(arms, []) == arms
-    best = best_arm(arms, runs, mps=True)
-    assert best is not None and best.name == "2 workers x 8, MPS on"
-    assert best_arm(arms, runs[:2], mps=True) is None
+    assert [arm.name for arm in best_arms(arms, runs)] == ["1 worker x 8, MPS off", "2 workers x 8, MPS on"]
+    assert [arm.name for arm in best_arms(arms, runs[:2])] == ["1 worker x 8, MPS off"]
+
+
+def test_engines_stand_in_one_study():
+    wish = Wish(workers=(2,), batch_sizes=(4,), engines=("ts-mps", "torchserve", "litserve"), ceiling=True)
+    arms = make_arms(wish)
+    assert len({arm.name for arm in arms}) == len(arms) == 3 * 3 + 2 * 2
+    assert [arm.name for arm in arms if arm.engine == "litserve"] == [
+        "litserve: 1 worker x 4, MPS off",
+        "litserve: 2 workers x 4, MPS off",
+        "litserve: 2 workers x 4, MPS on",
+    ], "TorchServe's no-op handler says nothing of another frontend"
+    runs = [run(arm, measured=result(throughput=100.0 + place)) for place, arm in enumerate(arms)]
+    assert baseline_first(arms, runs)[0].name == "1 worker x 4, MPS off", "the first engine's, though it is slower"
+    best = [arm.name for arm in best_arms(arms, runs)]
+    assert best == [
+        f"{engine}{name}"
+        for engine in ("", "torchserve: ", "litserve: ")
+        for name in ("2 workers x 4, MPS off", "2 workers x 4, MPS on")
+    ]
+    assert most_best_arms(arms) == len(best)

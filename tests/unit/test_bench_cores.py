@@ -76,7 +76,7 @@ def test_a_process_that_computes_is_seen_and_one_that_is_gone_is_not():
     code = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
     spinning = subprocess.Popen([sys.executable, "-c", code])
     try:
-        with Sampler(lambda: cpu_seconds(os.getpid(), [spinning.pid, 2**22 + 1]), interval=0.1) as sampler:
+        with Sampler(lambda: cpu_seconds([os.getpid()], [spinning.pid, 2**22 + 1]), interval=0.1) as sampler:
             time.sleep(1.0)
         samples = sampler.samples()
         # Others use this machine too, so it may not get a core of its own.
@@ -85,4 +85,4 @@ def test_a_process_that_computes_is_seen_and_one_that_is_gone_is_not():
     finally:
         spinning.kill()
         spinning.wait()
-    assert cpu_seconds(None, [spinning.pid]) == CpuSeconds(0.0, 0.0)
+    assert cpu_seconds([], [spinning.pid]) == CpuSeconds(0.0, 0.0)

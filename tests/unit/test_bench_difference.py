@@ -33,7 +33,7 @@ def test_what_became_faster_slower_and_stayed_is_told_apart() -> None:
     assert change.before == pytest.approx(2000, rel=0.02)
     assert change.after == pytest.approx(2400, rel=0.02)
     assert change.ratio.low < 1.2 < change.ratio.high
-    assert f"Better: {FOUR.name} (1.2" in found.headline
+    assert f"; better in 1 of 3 comparisons: {FOUR.name} (1.2" in found.headline
     assert "8 and 8 runs" in change.why
     assert found.cautions == ()
 
@@ -140,3 +140,14 @@ def test_the_result_can_be_written_as_json() -> None:
 def test_a_margin_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="margin"):
         difference(study(), study(), margin=-0.1)
+
+
+def test_the_headline_stays_short_however_many_arms_there_are() -> None:
+    arms = [arm(workers, batch) for workers in (1, 2, 4) for batch in (1, 8)]
+    factors = (1.0, 1.0, 1.3, 1.1, 0.5, 0.8)
+    before = study([(one, 1000) for one in arms], seed=1)
+    after = study([(one, 1000 * factor) for one, factor in zip(arms, factors, strict=True)], seed=2)
+    text = difference(before, after).headline
+    assert text.startswith(f"Worse in 2 of 6 comparisons, most in {arms[4].name} (0.5")
+    assert f"; better in 2 of 6 comparisons, most in {arms[2].name} (1.3" in text
+    assert text.endswith("; no difference in 2 of 6 comparisons.")

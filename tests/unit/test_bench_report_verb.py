@@ -47,6 +47,16 @@ def test_the_terminal_gets_the_verdict_first(capsys):
     assert "[green]" not in out and "\x1b" not in out, "no colours outside of a terminal"
 
 
+def test_prices_may_stand_in_one_list_beside_names_with_commas(capsys):
+    name = "4 workers x 8, MPS on"
+    code, out, _ = ts_mps(
+        capsys, "report", saved("a.json", comparison()), "--price", "gpu=3.6,cpu=1", "--price", f"{name}=2", "--json"
+    )
+    assert code == 0
+    costs = {one["arm"]: one["per_hour"] for one in json.loads(out)["studies"][0]["costs"]}
+    assert costs[name] == 2 and set(costs.values()) == {2, 3.6}
+
+
 def test_the_folder_holds_page_charts_tables_and_markdown(capsys):
     broken = run(arm(4, mps=True), 8, failure="No port is free.")
     path = saved("a.json", comparison(runs=[broken]))

@@ -37,8 +37,8 @@ class Fake:
     def url(self) -> str:
         return "http://127.0.0.1:1"
 
-    def frontend(self) -> int | None:
-        return None
+    def frontend(self) -> tuple[int, ...]:
+        return ()
 
     def witness(self) -> Witness:
         self.done.append("witness")

@@ -198,6 +198,24 @@ def test_picking_the_best_of_many_equal_arms_does_not_flatter_them() -> None:
     assert abs(np.mean(picked)) < 0.02
 
 
+def test_engines_are_set_against_each_other_where_nothing_else_differs() -> None:
+    arms = [
+        arm(workers, mps=mps, engine=engine)
+        for engine in ("litserve", "torchserve", "ts-mps")
+        for workers, mps in ((1, False), (4, False), (4, True))
+    ]
+    rates = {"ts-mps": 1200, "torchserve": 1000, "litserve": 600}
+    summary = summarise(study([(one, rates[one.engine] * one.workers) for one in arms]))
+    for other, ratio in (("torchserve", 1.2), ("litserve", 2.0)):
+        for workers, mps in ((1, False), (4, False), (4, True)):
+            ours, theirs = (arm(workers, mps=mps, engine=engine) for engine in ("ts-mps", other))
+            found = pair(summary, ours, theirs)
+            assert found.verdict == "better" and found.ratio.middle == pytest.approx(ratio, rel=0.03)
+    across = [c for c in summary.contrasts if "ts-mps" in c.arm and "ts-mps" not in c.baseline]
+    assert len({(c.arm, c.baseline) for c in across}) == len(across)
+    assert not [c for c in summary.contrasts if "torchserve" in c.arm and c.baseline == arm(4, engine="litserve").name]
+
+
 def test_ts_mps_is_set_against_the_best_of_the_other_engines() -> None:
     stock, stock_on = arm(4, engine="torchserve"), arm(4, mps=True, engine="torchserve")
     made = study([(ONE, 1000), (FOUR_ON, 3000), (stock, 1500), (stock_on, 2000)])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from ts_mps.bench.records import Arm, Run
 
-#: What serves: ts-mps, or stock TorchServe started as its users start it.
-ENGINES = ("ts-mps", "torchserve")
+#: What serves: ts-mps; stock TorchServe started as its users start it; LitServe, which a user might pick instead.
+ENGINES = ("ts-mps", "torchserve", "litserve")
+#: Those whose frontend is TorchServe's, so that its no-op handler shows what the frontend can do.
+_TORCHSERVE = ("ts-mps", "torchserve")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Wish:
         mps: Whether there are arms with MPS.
         device: "gpu" or "cpu".
         ceiling: Whether each number of workers and batch size gets a no-op arm: what the frontend itself can do.
-        engine: One of :data:`ENGINES`.
+        engines: Of :data:`ENGINES`; the first one has the baseline.
         options: Put into every arm's options.
     """
 
@@ -33,34 +36,43 @@ class Wish:
     mps: bool = True
     device: str = "gpu"
     ceiling: bool = False
-    engine: str = "ts-mps"
+    engines: Sequence[str] = ("ts-mps",)
     options: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_arms(wish: Wish) -> tuple[Arm, ...]:
-    """All arms: first one worker at each batch size with MPS off, then the others by workers and batch size.
+    """All arms, engine by engine: one worker at each batch size with MPS off, then the others by workers and batch.
 
     One worker is always there, as whoever asks whether MPS pays could also do without a second worker. MPS on with one
     worker is there where one worker is asked for: it shows what MPS itself costs.
     """
+    return tuple(arm for engine in dict.fromkeys(wish.engines) for arm in _of_engine(wish, engine))
+
+
+def _of_engine(wish: Wish, engine: str) -> list[Arm]:
+    def made(workers: int, batch: int, **more: Any) -> Arm:
+        return make_arm(workers, batch, engine=engine, device=wish.device, options=wish.options, **more)
+
     batches = sorted(set(wish.batch_sizes))
     counts = sorted(set(wish.workers))
-    arms = [_arm(wish, 1, batch) for batch in batches]
+    arms = [made(1, batch) for batch in batches]
     for workers in counts:
         for batch in batches:
             if workers > 1:
-                arms.append(_arm(wish, workers, batch))
+                arms.append(made(workers, batch))
             if wish.mps and wish.device == "gpu":
-                arms.append(_arm(wish, workers, batch, mps=True))
+                arms.append(made(workers, batch, mps=True))
                 limits = sorted(set(wish.percentages), reverse=True)
-                arms += [_arm(wish, workers, batch, mps=True, percentage=limit) for limit in limits]
-    if wish.ceiling:
-        arms += [_arm(wish, workers, batch, noop=True) for workers in sorted({1, *counts}) for batch in batches]
-    return tuple(arms)
+                arms += [made(workers, batch, mps=True, thread_percentage=limit) for limit in limits]
+    if wish.ceiling and engine in _TORCHSERVE:
+        arms += [made(workers, batch, noop=True) for workers in sorted({1, *counts}) for batch in batches]
+    return arms
 
 
 def baseline_first(arms: Sequence[Arm], runs: Iterable[Run]) -> tuple[Arm, ...]:
     """The arms with the baseline in front: one worker, MPS off, at the batch size with the best median throughput.
+
+    It is of the engine that is in front already, as that is the one which was named first.
 
     To choose the best of several batch sizes by the same runs that are then compared favours the baseline by a little,
     which is the side on which an error is acceptable: it never makes MPS look better.
@@ -69,40 +81,87 @@ def baseline_first(arms: Sequence[Arm], runs: Iterable[Run]) -> tuple[Arm, ...]:
     for run in runs:
         if run.counts and run.result is not None and run.result.load.kind == "closed":
             rates.setdefault(run.arm, []).append(run.result.requests_per_second)
-    able = [arm for arm in arms if arm.workers == 1 and not arm.mps and not arm.noop and arm.name in rates]
+    able = [
+        arm
+        for arm in arms
+        if arm.workers == 1 and not arm.mps and not arm.noop and arm.name in rates and arm.engine == arms[0].engine
+    ]
     if not able:
         return tuple(arms)
     best = max(able, key=lambda arm: statistics.median(rates[arm.name]))
     return (best, *(arm for arm in arms if arm != best))
 
 
-def best_arm(arms: Iterable[Arm], runs: Sequence[Run], *, mps: bool) -> Arm | None:
-    """The arm with the best median throughput of closed loops, among those with or without MPS; None without runs."""
-    found: list[tuple[float, Arm]] = []
+def best_arms(arms: Sequence[Arm], runs: Sequence[Run]) -> tuple[Arm, ...]:
+    """Of each engine, on each device, the best arm without MPS and the best with it, by median throughput.
+
+    Arms without a closed loop that counts are none of them.
+    """
+    found: dict[tuple[str, str, bool], tuple[float, Arm]] = {}
     for arm in arms:
         rates = [
             run.result.requests_per_second
             for run in runs
             if run.arm == arm.name and run.counts and run.result is not None and run.result.load.kind == "closed"
         ]
-        if rates and arm.mps == mps and not arm.noop:
-            found.append((statistics.median(rates), arm))
-    return max(found, key=lambda one: one[0])[1] if found else None
+        if not rates or arm.noop:
+            continue
+        rate, kind = statistics.median(rates), _kind(arm)
+        if kind not in found or rate > found[kind][0]:
+            found[kind] = rate, arm
+    return tuple(arm for _, (_, arm) in sorted(found.items(), key=lambda one: _rank(one[0])))
 
 
-def _arm(
-    wish: Wish, workers: int, batch: int, *, mps: bool = False, percentage: float | None = None, noop: bool = False
+def most_best_arms(arms: Iterable[Arm]) -> int:
+    """How many arms :func:`best_arms` finds where every arm has runs that count."""
+    return len({_kind(arm) for arm in arms if not arm.noop})
+
+
+def engine_rank(engine: str) -> int:
+    """Its place in :data:`ENGINES`; behind them for one that only a study of another version knows."""
+    return ENGINES.index(engine) if engine in ENGINES else len(ENGINES)
+
+
+def _kind(arm: Arm) -> tuple[str, str, bool]:
+    return arm.engine, arm.device, arm.mps
+
+
+def _rank(kind: tuple[str, str, bool]) -> tuple[int, str, bool]:
+    engine, device, mps = kind
+    return engine_rank(engine), device, mps
+
+
+def make_arm(
+    workers: int,
+    batch: int,
+    *,
+    mps: bool = False,
+    thread_percentage: float | None = None,
+    engine: str = "ts-mps",
+    device: str = "gpu",
+    noop: bool = False,
+    options: Mapping[str, str] | None = None,
 ) -> Arm:
+    """An arm with a name that tells it from every other; see :class:`ts_mps.bench.records.Arm`."""
     count = f"{workers} worker{'s' if workers > 1 else ''} x {batch}"
     if noop:
         name = f"no-op, {count}"
-    elif wish.device == "cpu":
+    elif device == "cpu":
         name = f"{count}, CPU"
     else:
-        limit = "" if percentage is None else f" at {percentage:g} %"
+        limit = "" if thread_percentage is None else f" at {thread_percentage:g} %"
         name = f"{count}, MPS {'on' if mps else 'off'}{limit}"
-    if wish.engine != "ts-mps":
-        name = f"{wish.engine}: {name}"
-    arm = Arm(name, workers, batch, mps, percentage, engine=wish.engine, device=wish.device, noop=noop)
-    # The no-op handler needs no GPU, so its ceiling is that of the frontend and of nothing else.
-    return replace(arm, options=dict(wish.options), device="cpu" if noop else wish.device)
+    if engine != "ts-mps":
+        name = f"{engine}: {name}"
+    return Arm(
+        name,
+        workers,
+        batch,
+        mps,
+        thread_percentage,
+        engine=engine,
+        # The no-op handler needs no GPU, so its ceiling is that of the frontend and of nothing else.
+        device="cpu" if noop else device,
+        noop=noop,
+        options=dict(options or {}),
+    )

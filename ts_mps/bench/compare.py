@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ts_mps.bench.arms import Wish, make_arms
+from ts_mps.bench.arms import most_best_arms
 from ts_mps.bench.conductor import Conductor, Progress, Search
 from ts_mps.bench.cores import Division
 from ts_mps.bench.loading import Generator
-from ts_mps.bench.records import Load, Study
+from ts_mps.bench.records import Arm, Load, Study
 from ts_mps.bench.runner import Runner
 from ts_mps.bench.site import Site
 from ts_mps.bench.study import StudyFile
@@ -29,7 +29,7 @@ class Job:
     Attributes:
         title: What was asked, as a line.
         workload: What is served and sent, for the study: names, sizes, digests, check.
-        wish: From which the arms are made.
+        arms: What is compared, the likeliest baseline first.
         site: What all servers have in common.
         bodies: Folder of payloads that :func:`ts_mps.bench.load.write_bodies` wrote.
         scratch: Folder for recorded answers and the generator's files.
@@ -43,11 +43,12 @@ class Job:
         check: "status" or "reference".
         timeout: Seconds that an answer may take.
         search: How the largest rates are looked for after the blocks; None for not at all.
+        kind: Of the study; see :class:`ts_mps.bench.records.Study`.
     """
 
     title: str
     workload: Mapping[str, Any]
-    wish: Wish
+    arms: tuple[Arm, ...]
     site: Site
     bodies: Path
     scratch: Path
@@ -61,15 +62,16 @@ class Job:
     check: str
     timeout: float
     search: Search | None = None
+    kind: str = "compare"
 
 
 def begun(job: Job, machine: Mapping[str, Any]) -> Study:
     """The study of a job, without runs yet."""
     return Study(
         title=job.title,
-        kind="compare",
+        kind=job.kind,
         workload=job.workload,
-        arms=make_arms(job.wish),
+        arms=job.arms,
         blocks=job.blocks,
         seed=job.seed,
         machine=machine,
@@ -81,6 +83,8 @@ def begun(job: Job, machine: Mapping[str, Any]) -> Study:
             "check": job.check,
             "timeout": job.timeout,
             "search": asdict(job.search) if job.search else None,
+            # What goodput and the rates that held are counted by, unless a report says otherwise.
+            "slo_ms": job.search.objective_ms if job.search else None,
         },
         runs=(),
         started=datetime.now(timezone.utc).astimezone().isoformat(timespec="seconds"),
@@ -116,8 +120,7 @@ def compare(job: Job, file: StudyFile, report: Callable[[Progress], None]) -> St
     def poisson(rate: float) -> Load:
         return Load("poisson", 0, rate, job.seconds, job.warm_up, job.seed)
 
-    # The best arm without MPS is searched, and the best with it where there is one.
-    after = job.search.steps * len({arm.mps for arm in file.study.arms}) if job.search else 0
+    after = job.search.steps * most_best_arms(file.study.arms) if job.search else 0
     conductor.blocks(closed, after)
     if job.search:
         conductor.rates(poisson, job.search)
@@ -125,9 +128,9 @@ def compare(job: Job, file: StudyFile, report: Callable[[Progress], None]) -> St
     return file.study
 
 
-def connections_for(wish: Wish) -> int:
+def connections_for(arms: Iterable[Arm]) -> int:
     """Connections that keep all workers' batches full in every arm."""
-    return DEPTH * max(wish.workers, default=1) * max(wish.batch_sizes)
+    return DEPTH * max(arm.workers * arm.batch_size for arm in arms)
 
 
 def bodies_digest(folder: Path) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ts_mps.bench.arms import best_arm
+from ts_mps.bench.arms import best_arms
 from ts_mps.bench.rates import held, search
 from ts_mps.bench.records import Arm, Load, Run
 from ts_mps.bench.schedule import Turn, make_schedule, missing
@@ -94,8 +94,9 @@ class Conductor:
     def rates(self, load: Callable[[float], Load], wish: Search) -> None:
         """Look for the largest rate of arrivals at which the best arm without MPS, and the best with it, hold p99.
 
-        The two searches go on by turns. Each try is a run of its own in a block of its own, which the arms share only
-        where they try the same rate: such runs may be compared, others not.
+        Where there are several engines or devices, each has these two. All searches go on by turns. Each try is a run
+        of its own in a block of its own, which the arms share only where they try the same rate: such runs may be
+        compared, others not.
 
         Args:
             load: The load of a rate.
@@ -106,7 +107,7 @@ class Conductor:
             KeyboardInterrupt: As :meth:`blocks`.
         """
         study = self._file.study
-        arms = [arm for mps in (False, True) if (arm := best_arm(study.arms, study.runs, mps=mps)) is not None]
+        arms = best_arms(study.arms, study.runs)
         searches = {arm.name: search(_throughput(study.runs, arm.name), wish.steps) for arm in arms}
         rates = {name: next(one) for name, one in searches.items()}
         for step in range(wish.steps):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ts_mps.bench import wording
+from ts_mps.bench.arms import engine_rank
 from ts_mps.bench.cells import P99, THROUGHPUT, Cell, fastest, paired, paired_best
 from ts_mps.bench.findings import Contrast
 from ts_mps.bench.records import Arm
@@ -12,17 +14,18 @@ from ts_mps.bench.statistics import BETTER, FEWEST, RULED_OUT, SAME, SIGNIFICANC
 
 
 def contrasts(found: Sequence[Cell], margin: float) -> tuple[Contrast, ...]:
-    """MPS against the same without, percentages against MPS without one, then every arm against its baseline.
+    """MPS against the same without, percentages against MPS without one, engines, then every arm against its baseline.
 
-    The baseline is the first arm of the same group. No-op arms are compared with nothing. Closed loops are compared by
-    throughput, as their latency follows from it (connections / throughput); open loops by the 99th percentile, as their
-    throughput is what was planned.
+    The first engine is set against each other one at the same workers, batch size and state of MPS. The baseline is the
+    first arm of the same group. No-op arms are compared with nothing. Closed loops are compared by throughput, as their
+    latency follows from it (connections / throughput); open loops by the 99th percentile, as their throughput is what
+    was planned.
     """
     by_load = [
         [cell for cell in found if (cell.kind, cell.rate) == load and not cell.arm.noop]
         for load in dict.fromkeys((cell.kind, cell.rate) for cell in found)
     ]
-    twins = [pair for here in by_load for pair in _twins(here)]
+    twins = [pair for pairs in (_twins, _across) for here in by_load for pair in pairs(here)]
     first: dict[str, Arm] = {}
     for cell in found:
         if not cell.arm.noop:
@@ -42,7 +45,7 @@ def best_contrasts(found: Sequence[Cell], margin: float) -> tuple[Contrast, ...]
     """For each group the best cell against the best cell, by throughput; see ``cells.paired_best`` for the picking.
 
     First the best with MPS against the best without, for each engine; then the best of ts-mps against the best of each
-    other engine, without MPS and at all; then the best on the GPU against the best on the CPU.
+    other engine, without MPS and at all, and on the CPU; then the best on the GPU against the best on the CPU.
     """
     answer: dict[tuple[str, str], Contrast] = {}
     for group in dict.fromkeys(cell.arm.group for cell in found):
@@ -104,6 +107,23 @@ def _twins(here: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
             yield from ((arm, other) for other in plain if other.arm.mps and _alike(arm, other))
 
 
+def _across(here: Sequence[Cell]) -> Iterator[tuple[Cell, Cell]]:
+    """(of the first engine, of another one) where nothing else differs."""
+    engines = sorted({cell.arm.engine for cell in here}, key=engine_rank)
+    for arm in here:
+        if arm.arm.engine == engines[0]:
+            yield from (
+                (arm, other)
+                for engine in engines[1:]
+                for other in here
+                if other.arm.engine == engine and _same_but_engine(arm.arm, other.arm)
+            )
+
+
+def _same_but_engine(one: Arm, other: Arm) -> bool:
+    return replace(one, name="", engine="") == replace(other, name="", engine="")
+
+
 def _alike(one: Cell, other: Cell) -> bool:
     """Whether two arms are the same but for MPS and its thread percentage."""
     a, b = one.arm, other.arm
@@ -117,11 +137,15 @@ def _sides(here: Sequence[Cell]) -> Iterator[tuple[list[Cell], list[Cell]]]:
     engines = dict.fromkeys(cell.arm.engine for cell in gpu)
     for engine in engines:
         yield _where(gpu, engine, mps=True), _where(gpu, engine, mps=False)
+    cpu = [cell for cell in here if cell.arm.device == "cpu"]
     for engine in engines:
         if engine != "ts-mps":
             yield _where(gpu, "ts-mps"), _where(gpu, engine, mps=False)
             yield _where(gpu, "ts-mps"), _where(gpu, engine)
-    yield gpu, [cell for cell in here if cell.arm.device == "cpu"]
+    for engine in dict.fromkeys(cell.arm.engine for cell in cpu):
+        if engine != "ts-mps":
+            yield _where(cpu, "ts-mps"), _where(cpu, engine)
+    yield gpu, cpu
 
 
 def _where(found: Iterable[Cell], engine: str, mps: bool | None = None) -> list[Cell]:

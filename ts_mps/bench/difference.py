@@ -29,7 +29,22 @@ from ts_mps.bench.cells import P99, THROUGHPUT, Cell, cells, measured
 from ts_mps.bench.contrasts import told
 from ts_mps.bench.findings import Caution, Interval
 from ts_mps.bench.records import Study
-from ts_mps.bench.statistics import FEWEST, MARGIN, OPEN, RULED_OUT, SAME, Judgement, bootstrap, name_of, side_beyond
+from ts_mps.bench.statistics import (
+    BETTER,
+    FEWEST,
+    MARGIN,
+    OPEN,
+    RULED_OUT,
+    SAME,
+    WORSE,
+    Judgement,
+    bootstrap,
+    name_of,
+    side_beyond,
+)
+
+#: Verdicts in the order in which a reader wants them.
+_ORDER = (WORSE, BETTER, SAME, OPEN)
 
 
 @dataclass(frozen=True)
@@ -171,13 +186,25 @@ def _change(old: Cell, new: Cell, margin: float) -> Change:
 def _headline(changes: Sequence[Change]) -> str:
     if not changes:
         return "The two studies have no arm and load in common, so there is nothing to compare."
-    names: dict[str, list[str]] = {}
-    for change in changes:
-        where = "" if change.kind == "closed" else f" at {wording.load(change.kind, change.rate)}"
-        names.setdefault(change.verdict, []).append(f"{change.arm}{where} ({change.ratio.middle:.2f} times)")
-    clauses = [f"{verdict}: {wording.listed(arms)}" for verdict, arms in sorted(names.items())]
+    clauses = []
+    for verdict in _ORDER:
+        here = [change for change in changes if change.verdict == verdict]
+        if not here:
+            continue
+        extreme = max(here, key=lambda change: abs(math.log(change.ratio.middle)))
+        clause = f"{verdict} in {len(here)} of {wording.count(len(changes), 'comparison')}"
+        if len(here) == 1:
+            clause += f": {_named(extreme)}"
+        elif verdict in (BETTER, WORSE):
+            clause += f", most in {_named(extreme)}"
+        clauses.append(clause)
     text = "; ".join(clauses)
     return f"{text[0].upper()}{text[1:]}."
+
+
+def _named(change: Change) -> str:
+    where = "" if change.kind == "closed" else f" at {wording.load(change.kind, change.rate)}"
+    return f"{change.arm}{where} ({change.ratio.middle:.2f} times)"
 
 
 def _cautions(before: Study, after: Study) -> Iterator[Caution]:

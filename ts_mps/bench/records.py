@@ -172,7 +172,7 @@ class Run:
         result: What the generator saw; None where the run did not get so far.
         ready_seconds: From the start's first instant until all workers served.
         clients: Workers that were proven MPS clients, before the load and after it: the smaller number.
-        frontend_cores: Cores that TorchServe's Java kept busy while counted, on average.
+        frontend_cores: Cores that TorchServe's Java, or LitServe without its workers, kept busy while counted.
         worker_cores: The same of all workers together.
         server_limit: Cores that server and workers could use.
         samples: GPUs while counted.

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from ts_mps.bench import proof
 from ts_mps.bench.commands import call
+from ts_mps.bench.lit import LitServer
 from ts_mps.bench.proof import Witness
 from ts_mps.bench.records import Arm
 from ts_mps.bench.site import LeftRunning, Place, ServerError, Site
@@ -39,8 +40,8 @@ class Server(Protocol):
     def url(self) -> str:
         """Where requests go, such as ``http://127.0.0.1:8080``."""
 
-    def frontend(self) -> int | None:
-        """Pid of the process that takes the requests; None where the workers do."""
+    def frontend(self) -> tuple[int, ...]:
+        """Pids of the processes that take the requests and hand them to the workers."""
 
     def witness(self) -> Witness:
         """Workers and clients right now.
@@ -71,6 +72,8 @@ def make_server(site: Site, arm: Arm) -> Server:
         return TsMpsServer(site, arm)
     if arm.engine == "torchserve":
         return StockServer(site, arm)
+    if arm.engine == "litserve":
+        return LitServer(site, arm)
     raise ValueError(f"There is no engine {arm.engine}.")
 
 
@@ -114,10 +117,10 @@ class TsMpsServer:
         """As :meth:`Server.url`."""
         return call_url(self._state().endpoints.inference)
 
-    def frontend(self) -> int | None:
+    def frontend(self) -> tuple[int, ...]:
         """As :meth:`Server.frontend`."""
         java = self._state().java
-        return None if java is None else java.pid
+        return () if java is None else (java.pid,)
 
     def witness(self) -> Witness:
         """As :meth:`Server.witness`."""
@@ -159,7 +162,7 @@ class TsMpsServer:
     def _ts_mps(self, arguments: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
         site = self._place.site
         # The worker takes its own from here on; an arm on the CPU must not find a GPU.
-        visible = site.gpu.uuid if site.gpu else ""
+        visible = site.gpu.uuid if site.gpu and self._place.arm.device == "gpu" else ""
         return call(
             [sys.executable, "-m", "ts_mps", *arguments],
             cores=site.cores,

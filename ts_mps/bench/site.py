@@ -45,6 +45,7 @@ class Site:
         environ: The user's environment.
         ready_timeout: Seconds until all workers must be ready.
         port: Port of REST inference; None for any that is free.
+        content_type: Of every request; empty for none. LitServe has to know it before the first one.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Site:
     environ: Mapping[str, str]
     ready_timeout: float = 300.0
     port: int | None = None
+    content_type: str = ""
 
 
 class Place:

@@ -1,8 +1,9 @@
-"""How many cores TorchServe's frontend and its workers kept busy."""
+"""How many cores a server's frontend and its workers kept busy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +16,7 @@ class CpuSeconds:
     """CPU seconds, user and system, used since the processes began.
 
     Attributes:
-        frontend: Of TorchServe's java, without its children.
+        frontend: Of TorchServe's java, or of LitServe's HTTP servers and queue; without their children.
         workers: Of all workers, with their children.
     """
 
@@ -23,30 +24,45 @@ class CpuSeconds:
     workers: float
 
 
-def cpu_seconds(frontend: int | None, workers: Iterable[int]) -> CpuSeconds:
+def cpu_seconds(frontend: Iterable[int], workers: Iterable[int]) -> CpuSeconds:
     """What they have used until now; a process that is gone counts as nothing.
 
     Args:
-        frontend: Pid of java; None where there is no frontend of its own.
+        frontend: Pids of the frontend's processes.
         workers: Pids of the workers.
     """
-    family = set()
-    for pid in workers:
-        with suppress(psutil.Error):
-            worker = psutil.Process(pid)
-            family |= {worker, *worker.children(recursive=True)}
     used = 0.0
-    for process in family:
+    for process in _families(workers):
         with suppress(psutil.Error):
             times = process.cpu_times()
             # What children used that have ended stands in their parent's books only.
             used += times.user + times.system + times.children_user + times.children_system
     own = 0.0
-    if frontend is not None:
+    for pid in frontend:
         with suppress(psutil.Error):
-            times = psutil.Process(frontend).cpu_times()
-            own = times.user + times.system
+            times = psutil.Process(pid).cpu_times()
+            own += times.user + times.system
     return CpuSeconds(own, used)
+
+
+def _families(pids: Iterable[int]) -> Iterator[psutil.Process]:
+    """These processes and all below them.
+
+    The list of processes is read once for all of them: read for each worker it would cost arms with many workers more
+    than those with few, on the cores that are measured.
+    """
+    by_pid: dict[int, psutil.Process] = {}
+    children: defaultdict[int, list[int]] = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        by_pid[process.pid] = process
+        children[process.info["ppid"]].append(process.pid)
+    todo, seen = list(pids), set[int]()
+    while todo:
+        pid = todo.pop()
+        if pid in by_pid and pid not in seen:
+            seen.add(pid)
+            todo += children[pid]
+            yield by_pid[pid]
 
 
 def busy_cores(samples: Sequence[tuple[float, CpuSeconds]], begin: float, end: float) -> tuple[float, float]:

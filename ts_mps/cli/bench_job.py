@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ts_mps.bench.arms import Wish
+from ts_mps.bench.arms import Wish, make_arms
 from ts_mps.bench.compare import Job, bodies_digest, connections_for
 from ts_mps.bench.conductor import Search
 from ts_mps.bench.copies import BATCH_DELAY
 from ts_mps.bench.cores import Division, core_siblings, divide, usable_cores
-from ts_mps.bench.load import prepare, workload, write_bodies
+from ts_mps.bench.load import prepare, read_bodies, workload, write_bodies
 from ts_mps.bench.load.bodies import given_bodies
 from ts_mps.bench.machine import read_machine
+from ts_mps.bench.records import Arm
 from ts_mps.bench.site import Site
 from ts_mps.errors import PreflightError, UsageError
 from ts_mps.gpu.inventory import Gpu, read_inventory
@@ -31,7 +32,8 @@ from ts_mps.torchserve.unpack import unpack
 
 #: Looked for before minutes are spent, and not imported: Locust patches whoever imports it for gevent.
 _NEEDED = ("locust", "scipy")
-#: The batch size where the command line says none.
+#: What is measured where the command line says nothing.
+BLOCKS, SECONDS, WARM_UP = 6, 10.0, 5.0
 _BATCH_SIZE = 8
 
 
@@ -53,21 +55,24 @@ class Place:
 
 
 def read_place(options: argparse.Namespace) -> Place:
-    """Look at the machine, and at what can be known before anything is made.
+    """Look at the machine, and at what can be known before anything is made; with ``--tiny`` at no GPU.
 
     Raises:
         UsageError: Options contradict each other, or name nothing to serve.
         PreflightError: A package is missing, there is no such GPU, there are too few cores, or the port is taken.
         MpsError: There is a GPU, and no MPS control program.
     """
-    for package in _NEEDED:
+    needed = dict.fromkeys(_NEEDED, "bench")
+    if "litserve" in options.engine:
+        needed["litserve"] = "peers"
+    for package, extra in needed.items():
         if importlib.util.find_spec(package) is None:
             raise PreflightError(
                 f"`ts-mps bench` needs the package {package}, which is not installed.",
-                "Run: pip install 'ts-mps[bench]'",
+                f"Run: pip install 'ts-mps[{extra}]'",
             )
     _check_wishes(options)
-    gpu, notes = _gpu(options)
+    gpu, notes = (None, ()) if options.tiny else _gpu(options)
     division = divide(usable_cores(), options.generator_cores, near=gpu.cores if gpu else (), siblings=core_siblings())
     if options.port is not None:
         for busy in busy_ports([Address("inference_address", "127.0.0.1", options.port)]):
@@ -93,39 +98,96 @@ def make_job(options: argparse.Namespace, place: Place, scratch: Path) -> Job:
         TsMpsError: The archive or a payload cannot be used, or a workload cannot be built.
     """
     served = _served(options, scratch)
-    archive = read_archive(served.archive)
-    bodies = served.bodies
-    folder = scratch / "archive"
-    folder.mkdir()
-    batches = options.batch_sizes or served.batch_sizes
-    check = options.check or served.check
-    delay = options.batch_delay if options.batch_delay is not None else archive.integer("maxBatchDelay")
+    delay = options.batch_delay
+    if delay is None:
+        delay = read_archive(served.archive).integer("maxBatchDelay")
     delay = BATCH_DELAY if delay is None else delay
     on_gpu = place.gpu is not None
-    wish = Wish(
-        workers=options.workers,
-        batch_sizes=batches,
-        percentages=options.percentages if on_gpu and options.mps == "both" else (),
-        mps=on_gpu and options.mps == "both",
-        device="gpu" if on_gpu else "cpu",
-        ceiling=options.ceiling,
-        engine=options.engine,
-        options={"max_batch_delay": str(delay)},
+    both = on_gpu and options.mps == "both"
+    arms = make_arms(
+        Wish(
+            workers=options.workers,
+            batch_sizes=options.batch_sizes or served.batch_sizes,
+            percentages=options.percentages if both else (),
+            mps=both,
+            device="gpu" if on_gpu else "cpu",
+            ceiling=options.ceiling,
+            engines=options.engine,
+            options={"max_batch_delay": str(delay)},
+        )
     )
-    connections = options.connections or connections_for(wish)
-    model = archive.name or "model"
+    load = Measured(
+        blocks=options.blocks or BLOCKS,
+        seconds=options.seconds or SECONDS,
+        warm_up=WARM_UP if options.warm_up is None else options.warm_up,
+        connections=options.connections or connections_for(arms),
+    )
+    title = f"{served.name}: MPS on against off" if both else f"{served.name}: workers and batch sizes"
+    return job_of(options, place, scratch, served, title=title, arms=arms, load=load)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How long and how hard; see :class:`ts_mps.bench.compare.Job`."""
+
+    blocks: int
+    seconds: float
+    warm_up: float
+    connections: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served and sent: a named workload, or the user's own.
+
+    Attributes:
+        name: For the title.
+        archive: A file or a folder.
+        bodies: Folder of payloads.
+        batch_sizes: Where the command line says none.
+        check: Where the command line says none.
+    """
+
+    name: str
+    archive: Path
+    bodies: Path
+    batch_sizes: tuple[int, ...]
+    check: str
+
+
+def job_of(
+    options: argparse.Namespace,
+    place: Place,
+    scratch: Path,
+    served: Served,
+    *,
+    title: str,
+    arms: tuple[Arm, ...],
+    load: Measured,
+    kind: str = "compare",
+) -> Job:
+    """The job of arms and a load that are decided on.
+
+    Raises:
+        TsMpsError: The archive cannot be used, or LitServe cannot be sent these payloads.
+    """
+    model = read_archive(served.archive).name or "model"
+    folder = scratch / "archive"
+    folder.mkdir()
+    check = options.check or served.check
+    delays = sorted({int(arm.options["max_batch_delay"]) for arm in arms})
     return Job(
-        title=f"{served.name}: MPS on against off" if wish.mps else f"{served.name}: workers and batch sizes",
+        title=title,
         workload={
             "name": served.name,
             "model": model,
-            "archive_sha256": served.sha256,
-            "payloads": len(list(bodies.iterdir())) - 1,
-            "payloads_sha256": bodies_digest(bodies),
-            "batch_delay_ms": delay,
+            "archive_sha256": content_digest(served.archive),
+            "payloads": len(list(served.bodies.iterdir())) - 1,
+            "payloads_sha256": bodies_digest(served.bodies),
+            "batch_delay_ms": delays[0] if len(delays) == 1 else delays,
             "check": check,
         },
-        wish=wish,
+        arms=arms,
         site=Site(
             model=model,
             archive=unpack(served.archive, folder),
@@ -134,56 +196,48 @@ def make_job(options: argparse.Namespace, place: Place, scratch: Path) -> Job:
             environ=dict(os.environ),
             ready_timeout=options.ready_timeout,
             port=options.port,
+            content_type=_content_type(served.bodies, arms),
         ),
-        bodies=bodies,
+        bodies=served.bodies,
         scratch=scratch,
         division=place.division,
-        blocks=options.blocks,
-        seconds=options.seconds,
-        warm_up=options.warm_up,
+        blocks=load.blocks,
+        seconds=load.seconds,
+        warm_up=load.warm_up,
         seed=options.seed,
-        connections=connections,
+        connections=load.connections,
         processes=options.processes or len(place.division.generator),
         check=check,
         timeout=options.timeout,
         search=Search(options.slo_ms, options.slo_steps) if options.slo_ms else None,
+        kind=kind,
     )
 
 
-@dataclass(frozen=True)
-class _Served:
-    """What is served and sent: a named workload, or the user's own.
-
-    Attributes:
-        name: For the title.
-        archive: A file or a folder.
-        sha256: Of the archive; empty for a workload, whose name says what it is and which is built anew each time.
-        bodies: Folder of payloads.
-        batch_sizes: Where the command line says none.
-        check: Where the command line says none.
-    """
-
-    name: str
-    archive: Path
-    sha256: str
-    bodies: Path
-    batch_sizes: tuple[int, ...]
-    check: str
+def _content_type(bodies: Path, arms: Sequence[Arm]) -> str:
+    types = sorted({body.content_type or "" for body in read_bodies(bodies)})
+    if len(types) > 1 and any(arm.engine == "litserve" for arm in arms):
+        raise PreflightError(
+            f"LitServe takes payloads of one content type, and these have {len(types)}: {', '.join(types)}.",
+            "Measure each in a study of its own, or leave litserve out of --engine.",
+        )
+    return types[0]
 
 
-def _served(options: argparse.Namespace, scratch: Path) -> _Served:
+def _served(options: argparse.Namespace, scratch: Path) -> Served:
     if options.workload:
         found = workload(options.workload)
         made = prepare(found, (options.work or scratch) / options.workload)
         sizes = (_BATCH_SIZE,) if _BATCH_SIZE in found.batch_sizes else found.batch_sizes[-1:]
-        return _Served(options.workload, made.archive, "", made.bodies, sizes, found.check)
+        return Served(options.workload, made.archive, made.bodies, sizes, found.check)
     requests = given_bodies(options.payload, options.content_type)
     bodies = write_bodies(scratch / "bodies", requests)
-    digest = content_digest(options.archive)
-    return _Served(options.archive.name, options.archive, digest, bodies, (_BATCH_SIZE,), "status")
+    return Served(options.archive.name, options.archive, bodies, (_BATCH_SIZE,), "status")
 
 
 def _check_wishes(options: argparse.Namespace) -> None:
+    if options.reproduce:
+        return
     if options.workload and (options.archive or options.payload):
         raise UsageError(
             "--workload and --archive exclude each other: a workload has a model and payloads of its own.",

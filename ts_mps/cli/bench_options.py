@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ts_mps.bench.arms import ENGINES
+from ts_mps.bench.reproductions import REPRODUCTIONS
 from ts_mps.cli.numbers import (
     MOST_BATCH,
     MOST_WORKERS,
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         "holds every run as soon as it is measured; Ctrl-C keeps it.",
     )
     _what(options)
+    _published(options)
     _arms(options)
     _method(options)
     _where(options)
@@ -75,6 +77,22 @@ def _what(options: argparse.ArgumentParser) -> None:
     )
 
 
+def _published(options: argparse.ArgumentParser) -> None:
+    add = options.add_argument_group("a published study, measured again").add_argument
+    add(
+        "--reproduce",
+        choices=tuple(REPRODUCTIONS),
+        help="measure this one's arms on its workload in place of your own, one study after the other, with a file for "
+        "each in the folder -o; what is finished there is not measured again",
+    )
+    add("--part", metavar="NAME", help="of its studies this one alone")
+    add(
+        "--tiny",
+        action="store_true",
+        help="its tiny models on the CPU, to see that all works; so it is on a machine without a GPU, too",
+    )
+
+
 def _arms(options: argparse.ArgumentParser) -> None:
     add = options.add_argument_group("arms").add_argument
     add(
@@ -105,9 +123,11 @@ def _arms(options: argparse.ArgumentParser) -> None:
     )
     add(
         "--engine",
-        choices=ENGINES,
-        default="ts-mps",
-        help="torchserve: stock TorchServe as its users start it (default: ts-mps)",
+        metavar="NAME,NAME",
+        type=_engines,
+        default=ENGINES[:1],
+        help="what serves, all in the same blocks: ts-mps; torchserve, stock TorchServe as its users start it; "
+        "litserve, which takes the archive's own handler (default: ts-mps)",
     )
     add(
         "--ceiling",
@@ -125,13 +145,12 @@ def _method(options: argparse.ArgumentParser) -> None:
         "--blocks",
         metavar="N",
         type=partial(whole_number, most=_MOST_BLOCKS),
-        default=6,
         help="blocks; fewer than six pairs allow no verdict (default: 6)",
     )
     seconds = partial(positive, most=_MOST_SECONDS)
-    add("--seconds", metavar="S", type=seconds, default=10.0, help="counted time of a load (default: 10)")
+    add("--seconds", metavar="S", type=seconds, help="counted time of a load (default: 10)")
     warm_up = partial(from_zero, most=_MOST_SECONDS)
-    add("--warm-up", metavar="S", type=warm_up, default=5.0, help="the same load before it (default: 5)")
+    add("--warm-up", metavar="S", type=warm_up, help="the same load before it (default: 5)")
     add(
         "--connections",
         metavar="N",
@@ -144,7 +163,7 @@ def _method(options: argparse.ArgumentParser) -> None:
         metavar="MS",
         type=partial(positive, most=_MOST_MILLISECONDS),
         help="look also for the largest rate of Poisson arrivals at which 99 %% are answered in this time, on the best "
-        "arm with MPS off and the best with MPS on",
+        "arm with MPS off and the best with MPS on of each engine and device",
     )
     add(
         "--slo-steps",
@@ -191,8 +210,22 @@ def _where(options: argparse.ArgumentParser) -> None:
         help="port of the servers' REST inference (default: any free one)",
     )
     add("--work", metavar="DIR", type=Path, help="keep built models there for the next study (default: nowhere)")
-    add("-o", "--output", metavar="FILE", type=file_option, help="where the study goes (default: study.json)")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=file_option,
+        help="where the study goes (default: study.json); with --reproduce a folder for its studies",
+    )
     exclusive = options.add_mutually_exclusive_group()
     exclusive.add_argument("--resume", metavar="FILE", type=file_option, help="go on with a study that was broken off")
     exclusive.add_argument("--force", action="store_true", help="begin anew although the output exists")
     options.add_argument("--json", action="store_true", help="print the study as one JSON object")
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in ENGINES:
+            raise argparse.ArgumentTypeError(f"'{name}' is no engine; there are {', '.join(ENGINES)}")
+    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -62,10 +63,10 @@ def report_parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--price",
         metavar="NAME=PER_HOUR",
-        action="append",
-        type=_price,
+        action="extend",
+        type=_price_list,
         default=[],
-        help="what the machine costs per hour, by the name of an arm or by device (gpu=10.5, cpu=2); may be repeated",
+        help="what the machine costs per hour, by the name of an arm or by device: gpu=10.5,cpu=2; may be repeated",
     )
     options.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     return options
@@ -186,6 +187,11 @@ def _prices(given: Sequence[tuple[str, float]], studies: Sequence[Study]) -> dic
 def _priced(study: Study) -> set[str]:
     """What a price may be for."""
     return {"gpu", "cpu", *(run.arm for run in study.runs)}
+
+
+def _price_list(text: str) -> list[tuple[str, float]]:
+    """Prices with commas between them; an arm's name may hold commas, so only one before a device divides."""
+    return [_price(part) for part in re.split(",(?=(?:gpu|cpu)=)", text)]
 
 
 def _price(text: str) -> tuple[str, float]:

@@ -38,7 +38,9 @@ class Workload:
         script: Its script in handlers/build, which is the model's name as well.
         preset: The script's preset.
         settings: Keys of model-config.yaml and their values, TorchServe's own or with a section: ``batching.dtype``.
+        handler: Its handler's file in the repository, in place of the script's; empty for that.
         bodies: What is sent: a kind of benchmarks/bodies.py.
+        sizes: What that kind takes in place of its own numbers: ``{"tokens": 512, "generated": 1}``.
         batch_sizes: Those that make sense, ascending.
         max_batch_delay: Milliseconds that a worker waits for a batch to fill.
         check: Of :class:`ts_mps.bench.load.Spec`.
@@ -53,6 +55,8 @@ class Workload:
     max_batch_delay: int
     check: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    handler: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,25 +106,27 @@ def workload(name: str, repository: Path = _REPOSITORY) -> Workload:
     return Workload(name=name, **document)
 
 
-def prepare(what: Workload, folder: Path, repository: Path = _REPOSITORY) -> Prepared:
+def prepare(what: Workload, folder: Path, repository: Path = _REPOSITORY, model: Path | None = None) -> Prepared:
     """Build the archive, with one worker and the smallest batch size, and make the bodies.
 
     Args:
         what: The workload.
         folder: For both; made if it is missing. What an earlier call built there is used again.
         repository: Where handlers/ and benchmarks/ are.
+        model: Folder of the model alone, which several workloads may share; ``folder / "model"`` unless given.
 
     Raises:
         PreflightError: The archive cannot be built; the script's output is in ``details``.
     """
-    store, model, bodies = folder / "store", folder / "model", folder / "bodies"
+    store, model, bodies = folder / "store", model or folder / "model", folder / "bodies"
     archive = store / what.script
     if not archive.is_dir():
-        part = folder / "model.part"
+        part = model.with_name(f"{model.name}.part")
         part.parent.mkdir(parents=True, exist_ok=True)
         source = ["--model", str(model)] if model.is_dir() else ["--preset", what.preset, "--keep-model", str(part)]
         command = [sys.executable, str(repository / "handlers" / "build" / f"{what.script}.py"), *source]
         command += ["--store", str(store), "--format", "no-archive"]
+        command += ["--handler", str(repository / what.handler)] if what.handler else []
         for key, value in (_torchserve(what) | dict(what.settings)).items():
             command += ["--set", f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -129,7 +135,7 @@ def prepare(what: Workload, folder: Path, repository: Path = _REPOSITORY) -> Pre
             raise PreflightError(f"The archive of the workload {what.name} cannot be built.", details=output)
         if part.is_dir():
             part.rename(model)  # a folder of this name is whole
-    sent, content_type = _maker(repository).make(what.bodies, model)
+    sent, content_type = _maker(repository).make(what.bodies, model, **what.sizes)
     if not bodies.is_dir():
         write_bodies(bodies, [Request(body, content_type) for body in sent])
     return Prepared(archive, bodies, round(sum(map(len, sent)) / len(sent)))

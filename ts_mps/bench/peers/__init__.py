@@ -1,0 +1,1 @@
+"""Other servers that the same models are compared with."""
