@@ -18,6 +18,7 @@ from support import hear_hangups
 from ts_mps.guardian.state import load_state
 from ts_mps.guardian.status import look
 from ts_mps.paths import Home
+from ts_mps.plan.model import Plan
 from ts_mps.slots import workers
 
 ECHO = """
@@ -128,6 +129,18 @@ class Serving:
 
     def start(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return self.call(self.start_command(*arguments), **environ)
+
+    def start_planned(self, settings: str, *models: str) -> Plan:
+        """Make a plan for models of the store with these settings, show it, and start it."""
+        (self.folder / "ts-mps.toml").write_text(settings)
+        file = self.folder / "plan.json"
+        where = ("--model-store", str(self.store), "--ts-config", str(self.config), "--ncs", "--models", *models)
+        made = self.ts_mps("plan", *where, "--settings", str(self.folder / "ts-mps.toml"), "-o", str(file))
+        assert made.returncode == 0, made.stderr
+        print(made.stdout)
+        started = self.start("--models", *models, "--plan", str(file))
+        assert started.returncode == 0, started.stderr
+        return Plan.from_json(json.loads(file.read_text()))
 
     def ts_mps(self, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         return self.call(self.command(*arguments), **environ)

@@ -78,17 +78,6 @@ def limited(serving: Serving, gpu: Gpu) -> Iterator[Serving]:
     assert serving.left() == [] and mps_processes(serving.folder) == []
 
 
-def start_planned(serving: Serving, settings: str, *models: str) -> None:
-    """Make a plan with these settings and start it."""
-    (serving.folder / "ts-mps.toml").write_text(settings)
-    plan = serving.folder / "plan.json"
-    where = ("--model-store", str(serving.store), "--ts-config", str(serving.config), "--ncs", "--models", *models)
-    planned = serving.ts_mps("plan", *where, "--settings", str(serving.folder / "ts-mps.toml"), "-o", str(plan))
-    assert planned.returncode == 0, planned.stderr
-    started = serving.start("--models", *models, "--plan", str(plan))
-    assert started.returncode == 0, started.stderr
-
-
 def ask(serving: Serving, model: str, mebibytes: int = 1) -> dict:
     answer = json.loads(serving.api().predict(model, str(mebibytes).encode()))
     assert answer["last"] == 1
@@ -102,7 +91,7 @@ def test_three_workers_get_what_their_plan_says(limited: Serving, gpu: Gpu, caps
         f'[models.m{percentage}]\nthread_percentage = {percentage}\nmemory_limit = "{gib} GiB"\npriority = "{word}"\n'
         for percentage, (gib, word) in shares.items()
     )
-    start_planned(limited, settings, *models)
+    limited.start_planned(settings, *models)
     status = limited.status()
     assert status.as_planned, status.problems
     assert all(worker.attached for worker in status.workers)
@@ -127,7 +116,7 @@ def test_three_workers_get_what_their_plan_says(limited: Serving, gpu: Gpu, caps
 
 def test_memory_over_the_limit_fails_the_request_and_not_the_worker(limited: Serving, gpu: Gpu) -> None:
     limited.archive("m", LIMITED)
-    start_planned(limited, '[models.m]\nmemory_limit = "2 GiB"\n', "m.mar")
+    limited.start_planned('[models.m]\nmemory_limit = "2 GiB"\n', "m.mar")
     pid = ask(limited, "m", 512)["pid"]
     for _ in range(3):
         with pytest.raises(ApiError) as refused:

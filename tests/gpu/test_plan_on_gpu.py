@@ -152,19 +152,6 @@ def stop(serving: Serving) -> None:
     assert serving.left() == [] and mps_processes(serving.folder) == []
 
 
-def make_plan(serving: Serving, settings: str, *models: str) -> Plan:
-    """The plan for models of the store, as ``ts-mps plan`` writes it, started."""
-    (serving.folder / "ts-mps.toml").write_text(settings)
-    file = serving.folder / "plan.json"
-    where = ("--model-store", str(serving.store), "--ts-config", str(serving.config), "--ncs", "--models", *models)
-    made = serving.ts_mps("plan", *where, "--settings", str(serving.folder / "ts-mps.toml"), "-o", str(file))
-    assert made.returncode == 0, made.stderr
-    print(made.stdout)
-    started = serving.start("--models", *models, "--plan", str(file))
-    assert started.returncode == 0, started.stderr
-    return Plan.from_json(json.loads(file.read_text()))
-
-
 def cpu_seconds(serving: Serving) -> Counter[str]:
     """Time of host cores so far, of TorchServe's frontend and of workers."""
     seconds: Counter[str] = Counter(java=0.0, python=0.0)
@@ -206,7 +193,7 @@ def check_prediction(serving: Serving, bench: Bench, names: tuple[str, ...], mps
         settings += f'[models.{model.row.model}]\nworkers = "auto"\nprofile = "{model.profile}"\n'
     with GpuMemory(read_inventory().gpus[0].uuid) as memory:
         before = memory.settled()
-        plan = make_plan(serving, settings, *names)
+        plan = serving.start_planned(settings, *names)
         status = serving.status()
         assert status.as_planned, status.problems
         busy = cpu_seconds(serving)
@@ -280,7 +267,7 @@ def test_workers_are_on_the_gpus_of_their_plan(serving: Serving, number: int, ca
         gpus = ["{gpus[-1].uuid}"]
         """
     with capsys.disabled():
-        plan = make_plan(serving, settings, *(f"{name}.mar" for name in asked))
+        plan = serving.start_planned(settings, *(f"{name}.mar" for name in asked))
     try:
         status = serving.status()
         assert status.as_planned, status.problems

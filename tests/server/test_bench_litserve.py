@@ -134,12 +134,15 @@ def test_both_engines_in_the_blocks_of_one_study(serving):
     assert "litserve: 1 worker x 4, CPU" in report.stdout
 
 
-def test_litserve_that_is_not_installed_is_told_with_the_command(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words", [["--workload", "text-tiny", "--engine", "ts-mps,litserve"], ["--reproduce", "results"]]
+)
+def test_litserve_that_is_not_installed_is_told_with_the_command(monkeypatch, capsys, tmp_path, words):
     from ts_mps.cli.main import main
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "litserve" else real(name))
-    assert main(["bench", "compare", "--workload", "text-tiny", "--engine", "ts-mps,litserve"]) == 3
+    assert main(["bench", "compare", *words, "-o", str(tmp_path / "out")]) == 3
     assert "pip install 'ts-mps[peers]'" in " ".join(capsys.readouterr().err.split())
 
 

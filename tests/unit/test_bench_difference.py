@@ -63,7 +63,7 @@ def test_open_loops_are_compared_by_p99() -> None:
 
     found = difference(study(runs=made(20.0), arms=(FOUR,)), study(runs=made(30.0), arms=(FOUR,)))
     assert [(c.measure, c.kind, c.rate, c.verdict) for c in found.changes] == [("p99", "poisson", 100.0, "worse")]
-    assert "at 100 requests/s (poisson)" in found.headline
+    assert "at 100 requests/s (Poisson)" in found.headline
 
 
 def test_fewer_than_six_runs_decide_nothing() -> None:

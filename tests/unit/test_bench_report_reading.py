@@ -72,6 +72,7 @@ def change(value, *way, to):
         (("arms", 1, "name"), "1 worker x 8, MPS off", "two arms of the name"),
         (("settings", "slo_ms"), "fast", "its setting slo_ms is 'fast'"),
         (("machine",), [], "machine: "),
+        (("runs", 0, "result", "load", "connections"), 8, "its closed loops had 8 and 64 connections"),
     ],
     ids=lambda value: str(value)[:30],
 )

@@ -105,6 +105,29 @@ def test_the_same_study_gives_the_same_report(capsys):
         assert file.read_bytes() == (Path("two") / file.name).read_bytes(), file.name
 
 
+def test_charts_of_an_earlier_report_go_and_other_pictures_stay(capsys):
+    ts_mps(capsys, "report", saved("a.json", comparison()), saved("b.json", comparison()), "-o", "out")
+    before = {file.name for file in Path("out").glob("*.png")}
+    for name in ("mine.png", "b-throughput-mine.png"):
+        (Path("out") / name).write_bytes(b"somebody's")
+    ts_mps(capsys, "report", "a.json", "-o", "out")
+    after = {file.name for file in Path("out").glob("*.png")}
+    assert after == {name for name in before if name.startswith("a-")} | {"mine.png", "b-throughput-mine.png"}
+    assert len(before) > len(after) > 2
+
+
+def test_a_rate_that_the_generator_could_not_make_is_told_as_such(capsys):
+    arm_on = arm(4, mps=True)
+    void = result(800, 5.0, kind="poisson", rate=800.0, void="The generator fell behind its plan: too late.")
+    held = result(400, 5.0, kind="poisson", rate=400.0)
+    rates = [run(arm_on, 9, void), run(arm_on, 10, held)]
+    code, out, _ = ts_mps(capsys, "report", saved("a.json", comparison(runs=rates)), "--slo-ms", "50", "-o", "out")
+    said = " ".join(out.split())
+    assert code == 0 and "at 800 requests/s the load generator fell behind its plan" in said
+    assert "It holds 400, and may hold more than could be tried." in said
+    assert "fell behind its plan, so the generator was the limit" in Path("out/report.md").read_text()
+
+
 def test_one_json_object_with_a_version(capsys):
     code, out, _ = ts_mps(capsys, "report", saved("a.json", comparison()), "--json", "-o", "out")
     found = json.loads(out)

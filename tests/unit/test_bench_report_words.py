@@ -11,7 +11,7 @@ from ts_mps.bench.findings import Interval
 from ts_mps.bench.report.axes import log_ticks, spread_apart
 from ts_mps.bench.report.markdown import escape
 from ts_mps.bench.report.palette import COLOURS, PAPER, colour, marker
-from ts_mps.bench.report.words import NONE, chance, clock, interval, number, percent, times
+from ts_mps.bench.wording import NONE, chance, clock, interval, load, number, ratio, share, times
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,13 @@ def test_intervals_and_ratios():
     assert times(Interval(1.42, 1.39, 1.45, 8)) == "1.42 (1.39 to 1.45)"
     assert times(Interval(0.996, 0.99, 1.01, 8)) == "0.996 (0.990 to 1.010)"
     assert times(Interval(math.nan, 0.9, 1.1, 8)) == NONE
+    assert ratio(Interval(1.42, 1.39, 1.45, 8)) == "1.42 (95 % interval 1.39 to 1.45)"
+    assert ratio(Interval(1.42, 1.42, 1.42, 2)) == times(Interval(1.42, 1.42, 1.42, 2)) == "1.42"
+
+
+def test_loads():
+    loads = [load(*one) for one in (("closed", 0.0), ("poisson", 120.0), ("constant", 8.5))]
+    assert loads == ["closed loop", "120 requests/s (Poisson)", "8.50 requests/s (constant)"]
 
 
 def test_p_in_words():
@@ -47,7 +54,7 @@ def test_p_in_words():
 
 
 def test_percentages_and_clocks():
-    assert (percent(0.0), percent(0.00001), percent(0.034), percent(math.nan)) == ("0 %", "< 0.01 %", "3.4 %", NONE)
+    assert [share(part) for part in (0.0, 0.00001, 0.034, math.nan)] == ["0 %", "less than 0.01 %", "3.4 %", NONE]
     assert clock("2026-11-21T10:12:01+00:00") == "2026-11-21 10:12 UTC"
     assert clock("yesterday") == "yesterday"
 

@@ -11,7 +11,7 @@ from benching import result, run, study
 from handling import build_module
 
 from ts_mps.bench.arms import ENGINES
-from ts_mps.bench.reproductions import REPRODUCTIONS, Ground, Planned, databricks, torchserve_guide, vivo
+from ts_mps.bench.reproductions import REPRODUCTIONS, Ground, Planned, databricks, results, torchserve_guide, vivo
 from ts_mps.bench.study import StudyFile
 from ts_mps.cli.bench_options import parser
 from ts_mps.cli.bench_reproduce import reproduce
@@ -47,6 +47,21 @@ def test_names_of_files_are_unique_and_tiny_ones_need_no_gpu(name):
     for part in REPRODUCTIONS[name](TINY):
         assert {arm.device for arm in part.arms} == {"cpu"} and not any(arm.mps for arm in part.arms)
         assert part.expected_seconds < 300 and "tiny" in part.title
+
+
+def test_the_results_ask_whether_mps_pays_and_which_engine_serves_best():
+    parts = results(GPU)
+    assert len(parts) == 2 * 4
+    for part in parts:
+        assert part.blocks == 6, "fewer pairs allow no verdict"
+        cells = {(arm.engine, arm.workers, arm.mps, arm.thread_percentage) for arm in part.arms}
+        if part.name.endswith("-mps"):
+            assert cells == {("ts-mps", *cell) for cell in [(1, 0, None), (4, 0, None), (4, 1, None), (4, 1, 50.0)]}
+            continue
+        assert {cell for cell in cells if cell[0] == "ts-mps"} == {("ts-mps", 4, True, None)}
+        assert {cell for cell in cells if cell[0] == "litserve"} == {("litserve", 4, mps, None) for mps in (0, 1)}
+        stock = [arm for arm in part.arms if arm.engine == "torchserve"]
+        assert {arm.workers for arm in stock} == {1, 4} and not any(arm.mps for arm in stock)
 
 
 def test_the_guides_study_is_the_guides():

@@ -8,7 +8,7 @@ from benching import run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ts_mps.bench.schedule import make_schedule, missing
+from ts_mps.bench.schedule import Turn, due, make_schedule
 
 ARMS = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=6, unique=True)
 
@@ -35,7 +35,23 @@ def test_orders_differ_between_blocks_and_seeds():
     assert set(firsts) == set("abcdef"), "no arm always has the same turn"
 
 
-def test_what_failed_is_not_missing_and_the_rest_keeps_its_order():
+def test_what_failed_has_a_second_turn_at_the_end_of_its_block_and_no_third():
     turns = make_schedule("abc", 2, 0)
-    done = [run(turns[0].arm, turns[0].block, failure="It died."), run(turns[4].arm, turns[4].block)]
-    assert missing(turns, done) == (turns[1], turns[2], turns[3], turns[5])
+    failed, good = run(turns[0].arm, 0, failure="It died."), run(turns[4].arm, 1)
+    again = Turn(0, 3, turns[0].arm)
+    assert due(turns, [failed, good]) == (turns[1], turns[2], again, turns[3], turns[5])
+    assert due(turns, [failed, failed, good]) == (turns[1], turns[2], turns[3], turns[5])
+    assert due(turns, [failed, run(turns[0].arm, 0), good]) == (turns[1], turns[2], turns[3], turns[5])
+
+
+@given(ARMS, st.integers(1, 4), st.randoms())
+def test_every_turn_is_due_until_it_was_made(arms, blocks, random):
+    schedule, runs = make_schedule(arms, blocks, 1), []
+    while left := due(schedule, runs):
+        turn = left[0]
+        runs.append(run(turn.arm, turn.block, failure=random.choice(("", "It died.")), position=turn.position))
+    tries = Counter((one.block, one.arm) for one in runs)
+    assert tries.keys() == {(turn.block, turn.arm) for turn in schedule}
+    counting = Counter((one.block, one.arm) for one in runs if one.counts)
+    assert all(tries[key] == 2 or counting[key] == 1 for key in tries) and max(counting.values(), default=0) <= 1
+    assert [one.block for one in runs] == sorted(one.block for one in runs)

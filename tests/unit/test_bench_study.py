@@ -125,12 +125,20 @@ def test_failures_that_are_not_in_a_row_leave_nothing_out(tmp_path):
     file, machine = new_file(tmp_path), Machine()
 
     def measure(turn: Turn, one: Arm, load: Load) -> Run:
-        machine.failing = (ARMS[1].name,) if turn.block in (0, 2) else ()
+        machine.failing = (ARMS[1].name,) if turn.block in (0, 2) and turn.position < 3 else ()
         return machine(turn, one, load)
 
-    conductor = Conductor(file, measure, nothing)
+    told: list[Progress] = []
+    conductor = Conductor(file, measure, told.append)
     conductor.blocks(closed)
-    assert len(machine.turns) == 9 and conductor.left_out() == ""
+    assert len(machine.turns) == 11 and conductor.left_out() == ""
+    again = [turn for turn in machine.turns if turn.position >= 3]
+    assert [(turn.block, turn.arm) for turn in again] == [(0, ARMS[1].name), (2, ARMS[1].name)]
+    assert {(one.block, one.arm) for one in file.study.runs if one.counts} == {
+        (block, one.name) for block in range(3) for one in ARMS
+    }, "no pair is missing"
+    assert [one.block for one in file.study.runs] == sorted(one.block for one in file.study.runs)
+    assert told[-1].planned == told[-1].done == 11
 
 
 def test_the_baseline_comes_to_the_front(tmp_path):
@@ -164,6 +172,24 @@ def test_rates_are_looked_for_on_the_best_arms_by_turns(tmp_path):
     Conductor(again, rest, nothing).rates(poisson, Search(objective_ms=100.0, steps=5))
     assert [load.rate for load in rest.loads] == [load.rate for load in loads[3:]]
     assert again.study.runs == file.study.runs
+
+
+def test_an_arm_that_is_too_fast_for_the_generator_is_not_left_out(tmp_path):
+    file, machine = new_file(tmp_path), Machine()
+    conductor = Conductor(file, machine, nothing)
+    conductor.blocks(closed)
+
+    def measure(turn: Turn, one: Arm, load: Load) -> Run:
+        made = machine(turn, one, load)
+        assert made.result is not None
+        return made if load.rate < 30 else replace(made, result=replace(made.result, void="It fell behind."))
+
+    conductor = Conductor(file, measure, nothing)
+    conductor.rates(poisson, Search(objective_ms=100.0, steps=6))
+    tried = [one.result for one in file.study.runs if one.arm == ARMS[2].name and one.result]
+    rates = [one.load.rate for one in tried if one.load.kind == "poisson"]
+    assert rates[:3] == [100.0, 50.0, 25.0] and len(rates) == 6, "lower where the generator fell behind, to the end"
+    assert conductor.left_out() == ""
 
 
 def test_a_full_disk_ends_it_and_leaves_the_last_good_file(tmp_path, monkeypatch):
@@ -200,6 +226,8 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path):
         ({"arms": ARMS[:2]}, "its arms differ from this call's: 2 workers x 8, MPS on"),
         ({"machine": {**MACHINE, "host": "bench-2"}}, "host was bench-1 and is bench-2"),
         ({"machine": {**MACHINE, "versions": {}}}, "not the machine"),
+        ({"machine": {**MACHINE, "commit": "4567def"}}, "commit was 0123abc and is 4567def"),
+        ({"machine": {**MACHINE, "cpu_quota": 8.0}}, "cpu_quota was None and is 8.0"),
     ],
 )
 def test_another_study_is_not_gone_on_with(change, sentence):

@@ -158,6 +158,16 @@ def test_open_loops_are_compared_by_p99_and_lower_is_better() -> None:
     assert "99th percentile" in contrast.why
 
 
+def test_who_refuses_does_not_look_faster_than_who_serves() -> None:
+    def probe(one: Arm, block: int, ms: float, refused: int) -> Run:
+        return run(one, block, result(100, ms, kind="poisson", rate=100.0, seed=block, errors={"503": refused}))
+
+    for refused, verdict in ((0, "better"), (5, "better"), (100, "worse")):
+        runs = [probe(FOUR, block, 20.0, 0) for block in range(6)]
+        runs += [probe(FOUR_ON, block, 10.0, refused) for block in range(6)]
+        assert pair(summarise(of(runs, FOUR, FOUR_ON)), FOUR_ON, FOUR).verdict == verdict
+
+
 def test_loads_of_different_rates_are_no_pairs() -> None:
     runs = [
         run(FOUR, 0, result(100, kind="poisson", rate=100.0)),
@@ -265,6 +275,26 @@ def test_a_rate_at_which_requests_are_refused_at_once_has_not_held() -> None:
     assert rates == [100.0, 0.0]
 
 
+def test_a_rate_that_the_generator_could_not_make_did_not_fail() -> None:
+    def tried(rate: float, ms: float = 5.0, **fields: str) -> Run:
+        return run(FOUR, 0, result(rate, ms, kind="poisson", rate=rate, **fields))
+
+    void = {"void": "The generator fell behind its plan."}
+    (found,) = summarise(
+        of([tried(100), tried(200), tried(300, **void), tried(400, **void)], FOUR), objective_ms=50
+    ).rates
+    assert (found.rate, found.broken, found.behind) == (200.0, None, 300.0)
+    (found,) = summarise(of([tried(100), tried(200, **void), tried(150, 90.0)], FOUR), objective_ms=50).rates
+    assert (found.rate, found.broken, found.behind) == (100.0, 150.0, None), (
+        "what is above a broken rate does not matter"
+    )
+    (found,) = summarise(of([tried(100, **void)], FOUR), objective_ms=50).rates
+    assert (found.rate, found.broken, found.behind) == (0.0, None, 100.0)
+    dead = run(FOUR, 0, result(0, kind="poisson", rate=100.0, sent=900), failure="None of 900 requests was answered.")
+    (found,) = summarise(of([dead], FOUR), objective_ms=50).rates
+    assert (found.rate, found.broken) == (0.0, 100.0)
+
+
 # Cautions and bottlenecks
 
 
@@ -283,6 +313,23 @@ def test_runs_that_differ_much_are_unstable() -> None:
     assert [one.arm for one in told] == [ONE.name]
     assert "5 %" in told[0].text
     assert not cautions(summarise(of(closed(ONE, [1000, 1010, 990, 1000]), ONE)), "unstable")
+
+
+def test_runs_of_few_batches_are_coarse() -> None:
+    sixteen = arm(1, 16)
+    (told,) = cautions(summarise(of([run(sixteen, 0, result(9.6))], sixteen)), "coarse")
+    assert "about 96 answers, of which 16 may come at once: 17 %" in told.text
+    assert not cautions(summarise(of([run(sixteen, 0, result(960))], sixteen)), "coarse")
+    open_loop = of([run(sixteen, 0, result(9.6, kind="poisson", rate=9.6))], sixteen)
+    assert not cautions(summarise(open_loop), "coarse")
+
+
+def test_a_quota_below_the_cores_does_not_keep_server_and_generator_apart() -> None:
+    made = study(machine={**study().machine, "usable_cores": 64, "cpu_quota": 16.0})
+    (told,) = cautions(summarise(made), "starved of cores")
+    assert told.arm == "" and "16 cores' time" in told.text and "given 64 cores" in told.text
+    for quota in (64.0, None):
+        assert summarise(replace(made, machine={**made.machine, "cpu_quota": quota})).cautions == ()
 
 
 def test_throttled_clocks_are_told_with_their_reasons() -> None:
@@ -365,6 +412,29 @@ def test_the_headline_answers_first(on: float, start: str) -> None:
     assert headline.startswith(start)
     assert "8 pairs" in headline
     assert "95 % interval" in headline
+
+
+def test_the_headline_says_what_limited_its_two_arms() -> None:
+    noop = arm(4, noop=True, device="cpu")
+    same = study([(FOUR, 9600), (FOUR_ON, 9700), (noop, 10_000)])
+    headline = summarise(same).headline
+    assert headline.startswith("MPS makes no difference here: ")
+    assert (
+        f"The frontend limited {FOUR_ON.name} and {FOUR.name}: without that the ratio may be another one." in headline
+    )
+    starved = [*closed(FOUR, [1000] * 6), *closed(FOUR_ON, [1500] * 6, worker_cores=11.0)]
+    headline = summarise(of(starved, FOUR, FOUR_ON)).headline
+    assert f"The host's cores limited {FOUR_ON.name}: without" in headline
+    assert "limited" not in summarise(study()).headline
+
+
+def test_the_headline_says_that_its_arms_failed_to_answer() -> None:
+    runs = closed(FOUR, [1000] * 6)
+    for part, told in ((20, False), (400, True)):
+        bad = [run(FOUR_ON, block, result(1500, errors={"507": part})) for block in range(6)]
+        headline = summarise(of([*runs, *bad], FOUR, FOUR_ON)).headline
+        assert headline.startswith("MPS pays here")
+        assert ("2.6 % of the requests to 4 workers x 8, MPS on had no good answer." in headline) == told
 
 
 def test_with_too_few_pairs_the_headline_claims_nothing() -> None:

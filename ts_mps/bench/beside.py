@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ts_mps.bench import proof
+from ts_mps.bench.cores import pinned
 from ts_mps.bench.site import LeftRunning, Place
 from ts_mps.errors import MpsError
 from ts_mps.mps import daemon
@@ -40,7 +41,8 @@ class Beside:
             return {**environ, PIPE_VARIABLE: str(nowhere), "CUDA_VISIBLE_DEVICES": str(gpu.index)}
         paths = Home(place.root / "h").gpu(gpu.uuid)
         paths.root.mkdir(mode=0o700, parents=True)
-        self._lease = daemon.acquire(gpu, paths, "bench", environ=environ)
+        with pinned(place.site.cores):  # as the daemon of an arm of ts-mps is
+            self._lease = daemon.acquire(gpu, paths, "bench", environ=environ)
         share = {}
         if place.arm.thread_percentage is not None:
             share["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{place.arm.thread_percentage:g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 from ts_mps.bench import wording
 from ts_mps.bench.cells import Cell, why_not
@@ -22,6 +22,8 @@ from ts_mps.bench.statistics import FEWEST
 
 #: Standard deviation of an arm's throughputs, as a part of their mean, from which on six pairs can hardly tell 10 %.
 UNSTABLE = 0.05
+#: Part of a run's answers that one batch of each worker is, from which on it matters whether that batch was counted.
+COARSE = 0.03
 #: Part of an arm's samples of the GPU that may be throttled without a word.
 THROTTLED = 0.05
 
@@ -34,6 +36,7 @@ def cautions(study: Study, found: Sequence[Cell], contrasts: Sequence[Contrast])
 def _of_study(study: Study, contrasts: Sequence[Contrast]) -> Iterator[Caution]:
     if study.incomplete:
         yield Caution("incomplete", "", f"The study was broken off: {study.incomplete}")
+    yield from _quota(study)
     ran = {run.arm for run in study.runs}
     never = [arm.name for arm in study.arms if arm.name not in ran]
     if never:
@@ -47,6 +50,18 @@ def _of_study(study: Study, contrasts: Sequence[Contrast]) -> Iterator[Caution]:
             "Nothing is claimed from them, and they have no interval."
         )
         yield Caution("too few pairs", "", text)
+
+
+def _quota(study: Study) -> Iterator[Caution]:
+    """A container's quota is of time, and does not keep server and generator apart as cores do."""
+    quota, usable = study.machine.get("cpu_quota"), study.machine.get("usable_cores")
+    if isinstance(quota, int | float) and isinstance(usable, int) and quota < usable:
+        text = (
+            f"The container may use {quota:g} cores' time, and server and generator were given {usable} cores: they "
+            "may have taken time from each other. Give the container whole cores (docker --cpuset-cpus), or call "
+            "ts-mps under taskset with as many as it may use."
+        )
+        yield Caution("starved of cores", "", text)
 
 
 def _of_cell(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
@@ -68,6 +83,7 @@ def _of_cell(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
         )
         yield Caution("errors", name, text)
     yield from _unstable(cell)
+    yield from _coarse(cell)
     yield from _throttled(cell)
     yield from _limits(cell, found)
 
@@ -81,10 +97,23 @@ def _unstable(cell: Cell) -> Iterator[Caution]:
     if spread > UNSTABLE:
         text = (
             f"Its throughput varies from run to run by {wording.share(spread)} (standard deviation; more than "
-            f"{wording.share(UNSTABLE)} is unstable), from {wording.figure(min(rates))} to "
-            f"{wording.figure(max(rates))} requests per second."
+            f"{wording.share(UNSTABLE)} is unstable), from {wording.number(min(rates))} to "
+            f"{wording.number(max(rates))} requests per second."
         )
         yield Caution("unstable", cell.arm.name, text)
+
+
+def _coarse(cell: Cell) -> Iterator[Caution]:
+    """Answers come batch by batch: a run that counts few of them counts one more or less by where it begins."""
+    batches = cell.arm.workers * cell.arm.batch_size
+    answered = median(result.answered for result in cell.results)
+    if cell.kind == "closed" and not cell.arm.noop and batches > COARSE * answered:
+        text = (
+            f"A run counts about {answered:,.0f} answers, of which {batches:,} may come at once: "
+            f"{wording.share(batches / answered)} of its throughput is where counting begins and ends. Longer runs "
+            "would tell more."
+        )
+        yield Caution("coarse", cell.arm.name, text)
 
 
 def _throttled(cell: Cell) -> Iterator[Caution]:
@@ -111,7 +140,7 @@ def _limits(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
     cores = cores_share(cell)
     if cores >= CORES_BUSY:
         text = (
-            f"TorchServe and the workers kept {wording.share(cores)} of their cores busy ({where}; from "
+            f"Server and workers kept {wording.share(cores)} of their cores busy ({where}; from "
             f"{wording.share(CORES_BUSY)} on workers wait for a core)."
         )
         yield Caution("starved of cores", name, text)
@@ -119,7 +148,7 @@ def _limits(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
     if ceiling is not None and cell.kind == "closed" and cell.throughput >= FRONTEND_REACHED * ceiling:
         text = (
             f"It reaches {wording.share(cell.throughput / ceiling)} of what the frontend does with a no-op handler "
-            f"({wording.figure(ceiling)} requests per second with as many workers and the same batch size; from "
+            f"({wording.number(ceiling)} requests per second with as many workers and the same batch size; from "
             f"{wording.share(FRONTEND_REACHED)} on the frontend is the limit)."
         )
         yield Caution("frontend", name, text)

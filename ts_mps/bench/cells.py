@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from ts_mps.bench.histogram import percentile
-from ts_mps.bench.records import Arm, LoadResult, Run, Study
+from ts_mps.bench.histogram import LAST, merged, percentile
+from ts_mps.bench.records import Arm, Histogram, LoadResult, Run, Study
 
 THROUGHPUT, P99 = "throughput", "p99"
 
@@ -124,8 +124,15 @@ def _by_block(runs: Sequence[Run]) -> dict[int, LoadResult]:
 
 
 def measured(result: LoadResult, measure: str) -> float:
-    """THROUGHPUT in requests per second, or P99 in milliseconds, of one run that answered something."""
-    return result.requests_per_second if measure == THROUGHPUT else percentile(result.histogram, 99)
+    """THROUGHPUT in requests per second, or P99 in milliseconds, of one run that answered something.
+
+    A request without a good answer was never answered, or who refuses would look faster than who serves.
+    """
+    if measure == THROUGHPUT:
+        return result.requests_per_second
+    failed = sum(result.errors.values())
+    never = Histogram(((LAST, failed),) if failed else ())
+    return percentile(merged((result.histogram, never)), 99)
 
 
 def fastest(found: Iterable[Cell]) -> Cell | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ts_mps.bench.arms import most_best_arms
 from ts_mps.bench.conductor import Conductor, Progress, Search
-from ts_mps.bench.cores import Division
+from ts_mps.bench.cores import Division, pinned
 from ts_mps.bench.loading import Generator
 from ts_mps.bench.records import Arm, Load, Study
 from ts_mps.bench.runner import Runner
@@ -121,9 +121,11 @@ def compare(job: Job, file: StudyFile, report: Callable[[Progress], None]) -> St
         return Load("poisson", 0, rate, job.seconds, job.warm_up, job.seed)
 
     after = job.search.steps * most_best_arms(file.study.arms) if job.search else 0
-    conductor.blocks(closed, after)
-    if job.search:
-        conductor.rates(poisson, job.search)
+    # This process looks at GPUs and processes while a load runs, which must not cost the server's cores either.
+    with pinned(job.division.generator):
+        conductor.blocks(closed, after)
+        if job.search:
+            conductor.rates(poisson, job.search)
     file.end(conductor.left_out())
     return file.study
 

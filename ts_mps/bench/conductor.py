@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ts_mps.bench.arms import best_arms
-from ts_mps.bench.rates import held, search
+from ts_mps.bench.rates import outcome, search
 from ts_mps.bench.records import Arm, Load, Run
-from ts_mps.bench.schedule import Turn, make_schedule, missing
+from ts_mps.bench.schedule import Turn, due, make_schedule
 from ts_mps.bench.study import StudyFile
 
 #: Failures of an arm in a row after which it is left out: a third try costs minutes and tells nothing new.
@@ -70,7 +70,7 @@ class Conductor:
         self._last: Run | None = None
 
     def blocks(self, load: Callable[[int], Load], after: int = 0) -> None:
-        """Run every turn that is missing.
+        """Run every turn that is left; one whose run does not count gets a second one in its block.
 
         Args:
             load: The load of a block, by its number.
@@ -82,13 +82,9 @@ class Conductor:
         """
         study = self._file.study
         schedule = make_schedule([arm.name for arm in study.arms], study.blocks, study.seed)
-        turns = missing(schedule, study.runs)
-        for number, turn in enumerate(turns):
-            if turn.arm in self._reasons:
-                continue
-            rest = [one for one in turns[number:] if one.arm not in self._reasons]
-            self._tell(turn.arm, len(rest) + after)
-            self._run(turn, load(turn.block))
+        while turns := [turn for turn in due(schedule, self._file.study.runs) if turn.arm not in self._reasons]:
+            self._tell(turns[0].arm, len(turns) + after)
+            self._run(turns[0], load(turns[0].block))
         self._tell("", after)
 
     def rates(self, load: Callable[[float], Load], wish: Search) -> None:
@@ -120,7 +116,7 @@ class Conductor:
                     self._tell(arm.name, (wish.steps - step) * len(arms) - position)
                     done = [self._run(Turn(block, position, arm.name), load(rate))]
                 if step + 1 < wish.steps:
-                    rates[arm.name] = searches[arm.name].send(held(done[-1], wish.objective_ms))
+                    rates[arm.name] = searches[arm.name].send(outcome(done[-1], wish.objective_ms))
         self._tell("", 0)
 
     def left_out(self) -> str:
@@ -135,7 +131,7 @@ class Conductor:
         self._last = run
         if run.counts:
             self._failures[turn.arm] = 0
-        else:
+        elif not _behind(run):
             self._failures[turn.arm] = self._failures.get(turn.arm, 0) + 1
             if self._failures[turn.arm] >= _MOST_FAILURES:
                 self._reasons[turn.arm] = run.failure or (run.result.void if run.result else "")
@@ -155,6 +151,11 @@ def _throughput(runs: Sequence[Run], arm: str) -> float:
         for run in runs
         if run.arm == arm and run.counts and run.result is not None and run.result.load.kind == "closed"
     )
+
+
+def _behind(run: Run) -> bool:
+    """Whether the generator could not make the planned arrivals, which is no failure of the arm."""
+    return not run.failure and run.result is not None and run.result.load.kind != "closed" and bool(run.result.void)
 
 
 def _rate(run: Run, block: int) -> float | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from ts_mps.bench.cells import Cell
 from ts_mps.bench.findings import ArmFigures, Cost, RateFound
 from ts_mps.bench.histogram import merged, percentile, within
-from ts_mps.bench.rates import held
+from ts_mps.bench.rates import Outcome, outcome
 from ts_mps.bench.records import LoadResult
 from ts_mps.bench.statistics import median_interval
 
@@ -80,20 +81,47 @@ def ceiling_of(cell: Cell, found: Sequence[Cell]) -> float | None:
     return max(rates, default=None)
 
 
+def limit_of(cell: Cell, ceiling: float | None) -> str:
+    """What besides the GPU was at its end: "generator", "frontend", "host cores", or "" for none of them.
+
+    Args:
+        cell: With at least one run that counts.
+        ceiling: Of :func:`ceiling_of`.
+    """
+    # From the outside in: a busy generator makes everything behind it look limited.
+    if generator_share(cell) >= GENERATOR_BUSY:
+        return "generator"
+    if ceiling is not None and cell.kind == "closed" and cell.throughput >= FRONTEND_REACHED * ceiling:
+        return "frontend"
+    return "host cores" if cores_share(cell) >= CORES_BUSY else ""
+
+
+def errors_share(cell: Cell) -> float:
+    """Part of the requests, from 0 to 1, that had no good answer."""
+    return _errors(cell.results)
+
+
 def rates_found(found: Sequence[Cell], objective_ms: float) -> tuple[RateFound, ...]:
     """For each arm with open loops the largest rate that held the objective below the lowest one that did not.
 
-    A rate held if all its runs that count did; a rate without such a run is as if it was not tried. One that held above
-    one that did not is taken for luck.
+    A rate held if all its runs that say something did; a rate without such a run is as if it was not tried. One that
+    held above one that did not is taken for luck. A rate at which the generator fell behind is neither.
     """
-    answer: dict[str, RateFound] = {}
-    for name in dict.fromkeys(cell.arm.name for cell in found if cell.kind != "closed" and cell.runs):
-        tried = [cell for cell in found if cell.arm.name == name and cell.kind != "closed" and cell.runs]
-        broken = [one.rate for one in tried if not all(held(run, objective_ms) for run in one.runs)]
-        lowest = min(broken, default=None)
-        borne = [one.rate for one in tried if one.rate not in broken and (lowest is None or one.rate < lowest)]
-        answer[name] = RateFound(name, max(borne, default=0.0), lowest, objective_ms)
-    return tuple(answer.values())
+    answer = []
+    for name in dict.fromkeys(cell.arm.name for cell in found if cell.kind != "closed"):
+        seen: dict[float, set[Outcome]] = {}
+        for cell in found:
+            if cell.arm.name == name and cell.kind != "closed":
+                outcomes = {outcome(run, objective_ms) for run in (*cell.runs, *cell.failed)}
+                seen.setdefault(cell.rate, set()).update(outcomes)
+        broken = min((rate for rate, outcomes in seen.items() if Outcome.BROKEN in outcomes), default=math.inf)
+        below = {rate: outcomes for rate, outcomes in seen.items() if rate < broken}
+        rate = max((rate for rate, outcomes in below.items() if Outcome.HELD in outcomes), default=0.0)
+        behind = [one for one, outcomes in below.items() if one > rate and Outcome.BEHIND in outcomes]
+        if rate or behind or broken < math.inf:
+            lowest = None if broken == math.inf else broken
+            answer.append(RateFound(name, rate, lowest, objective_ms, min(behind, default=None)))
+    return tuple(answer)
 
 
 def costs(found: Sequence[Cell], prices: Mapping[str, float]) -> tuple[Cost, ...]:
@@ -136,11 +164,6 @@ def _gpu(cell: Cell) -> tuple[float | None, int | None]:
 
 
 def _bottleneck(cell: Cell, ceiling: float | None, utilisation: float | None) -> str:
-    # From the outside in: a busy generator makes everything behind it look limited.
-    if generator_share(cell) >= GENERATOR_BUSY:
-        return "generator"
-    if ceiling is not None and cell.kind == "closed" and cell.throughput >= FRONTEND_REACHED * ceiling:
-        return "frontend"
-    if cores_share(cell) >= CORES_BUSY:
-        return "host cores"
+    if limit := limit_of(cell, ceiling):
+        return limit
     return "gpu" if utilisation is not None and utilisation >= GPU_BUSY else ""

@@ -93,8 +93,8 @@ class Caution:
     """Why a figure should be read with care.
 
     Attributes:
-        kind: "unstable", "throttled", "starved of cores", "too few pairs", "generator", "frontend", "failed runs",
-            "errors", "incomplete", "other machine" or "other workload".
+        kind: "unstable", "coarse", "throttled", "starved of cores", "too few pairs", "generator", "frontend",
+            "failed runs", "errors", "incomplete", "other machine" or "other workload".
         arm: The arm that it is about; empty for the whole study.
         text: A sentence with its figures.
     """
@@ -126,14 +126,17 @@ class RateFound:
     Attributes:
         arm: Its name.
         rate: Requests per second that held; 0 if none did.
-        broken: The lowest rate tried that did not hold; None if all did.
+        broken: The lowest rate tried that did not hold; None if there is none.
         objective_ms: The 99th percentile that had to hold.
+        behind: The lowest rate above ``rate``, and below ``broken``, at which the generator fell behind its plan, so
+            that what the arm does there is not known; None if there is none.
     """
 
     arm: str
     rate: float
     broken: float | None
     objective_ms: float
+    behind: float | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from ts_mps.bench import wording
 from ts_mps.bench.cells import Cell, fastest, why_not
+from ts_mps.bench.figures import ceiling_of, errors_share, limit_of
 from ts_mps.bench.findings import Contrast
 from ts_mps.bench.records import Study
 from ts_mps.bench.statistics import BETTER, FEWEST, OPEN, SAME, WORSE
@@ -18,6 +19,10 @@ _OF_GROUPS = {
     WORSE: "MPS does not pay",
     OPEN: "it is not decided whether MPS pays",
 }
+#: What besides the GPU limits an arm, in words.
+_LIMITS = {"generator": "The load generator", "frontend": "The frontend", "host cores": "The host's cores"}
+#: Part of an arm's requests without a good answer from which on the first sentence is followed by it.
+_ERRORS = 0.01
 
 
 def headline(study: Study, found: Sequence[Cell], best: Sequence[Contrast], contrasts: Sequence[Contrast]) -> str:
@@ -36,7 +41,7 @@ def headline(study: Study, found: Sequence[Cell], best: Sequence[Contrast], cont
         return f"{_no_answer(study, found)} {_fastest(found, contrasts)}"
     if len({arm.group for arm in study.arms if not arm.noop}) > 1:
         return _of_groups(study, answers)
-    return f"{_answer(answers[0], found)} {_same_cells(study, contrasts)}".strip()
+    return " ".join((_answer(answers[0], found), *_but(answers[0], found), _same_cells(study, contrasts))).strip()
 
 
 def _answers(study: Study, best: Iterable[Contrast]) -> list[Contrast]:
@@ -52,8 +57,8 @@ def _answers(study: Study, best: Iterable[Contrast]) -> list[Contrast]:
 
 def _answer(contrast: Contrast, found: Sequence[Cell]) -> str:
     rates = {cell.arm.name: cell.throughput for cell in found if cell.kind == "closed"}
-    arm = f"{contrast.arm}; {wording.figure(rates[contrast.arm])} requests/s"
-    baseline = f"{contrast.baseline}; {wording.figure(rates[contrast.baseline])}"
+    arm = f"{contrast.arm}; {wording.number(rates[contrast.arm])} requests/s"
+    baseline = f"{contrast.baseline}; {wording.number(rates[contrast.baseline])}"
     figures = (
         f"the best arm with it ({arm}) answers {wording.ratio(contrast.ratio)} times as many requests as the best "
         f"without it ({baseline})"
@@ -67,6 +72,24 @@ def _answer(contrast: Contrast, found: Sequence[Cell]) -> str:
     start = f"{_OF_GROUPS[contrast.verdict]} here"
     p = "" if contrast.p is None else f" (p = {contrast.p:.2g})"
     return f"{start}: {figures}, in {pairs}{p}."
+
+
+def _but(contrast: Contrast, found: Sequence[Cell]) -> list[str]:
+    """What else stands behind the two figures: a ratio of arms that something else limits is not one of MPS."""
+    cells = {cell.arm.name: cell for cell in found if cell.kind == "closed" and cell.runs}
+    limited: dict[str, list[str]] = {}
+    told = []
+    for name in (contrast.arm, contrast.baseline):
+        cell = cells[name]
+        if limit := limit_of(cell, ceiling_of(cell, found)):
+            limited.setdefault(limit, []).append(name)
+        if (errors := errors_share(cell)) >= _ERRORS:
+            told.append(f"{wording.share(errors)} of the requests to {name} had no good answer.")
+    limits = [
+        f"{_LIMITS[limit]} limited {wording.listed(names)}: without that the ratio may be another one."
+        for limit, names in limited.items()
+    ]
+    return [*limits, *told]
 
 
 def _same_cells(study: Study, contrasts: Sequence[Contrast]) -> str:
@@ -127,7 +150,7 @@ def _fastest(found: Sequence[Cell], contrasts: Sequence[Contrast]) -> str:
     best = fastest(cell for cell in found if not cell.arm.noop)
     if best is None:
         return "No closed loop was measured."
-    start = f"The fastest arm is {best.arm.name} with {wording.figure(best.throughput)} requests/s"
+    start = f"The fastest arm is {best.arm.name} with {wording.number(best.throughput)} requests/s"
     for contrast in contrasts:
         if contrast.arm == best.arm.name and contrast.kind == "closed":
             return f"{start}. {contrast.why}"

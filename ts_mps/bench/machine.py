@@ -20,10 +20,10 @@ from ts_mps.errors import PreflightError
 from ts_mps.gpu.inventory import Gpu
 from ts_mps.torchserve.java import find_java
 
-_PACKAGES = ("torch", "torchserve", "locust", "numpy", "transformers")
-#: What must be the same for the runs of two calls to stand in one study. A kernel or a library may differ without a
-#: sentence, but the figures of another GPU, driver or division of cores may not be paired with these.
-_SAME = ("host", "cpu", "division", "gpus", "driver", "cuda", "versions")
+_PACKAGES = ("torch", "torchserve", "litserve", "locust", "numpy", "transformers")
+#: What must be the same for the runs of two calls to stand in one study: the figures of another GPU, driver, division
+#: of cores or version of this code may not be paired with these.
+_SAME = ("host", "cpu", "cpu_quota", "division", "gpus", "driver", "cuda", "versions", "commit")
 
 
 def read_machine(division: Division, gpus: Sequence[Gpu], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Studies that others have published, as data: what ``ts-mps bench compare --reproduce`` measures again.
+"""Published studies, as data: what ``ts-mps bench compare --reproduce`` measures again.
 
-Their machines are not at hand, so it is their question that is asked again, on the present GPU. Where a definition
-departs from the original beyond that, it says so.
+The first is this project's own, of docs/results.md. Of the others' the machines are not at hand, so it is their
+question that is asked again, on the present GPU. Where a definition departs from the original beyond that, it says so.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ts_mps.bench.arms import make_arm
+from ts_mps.bench.arms import ENGINES, make_arm
 from ts_mps.bench.compare import connections_for
 from ts_mps.bench.load.workloads import TINY, Workload, workload
 from ts_mps.bench.records import Arm
@@ -67,6 +67,52 @@ class Planned:
         return self.runs * (_AROUND_S + self.warm_up + self.seconds)
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """Of a workload of :func:`results`: batch sizes of four workers and of one, and the counted time of a load."""
+
+    shared: int
+    alone: int
+    seconds: float = 5.0
+
+
+_RESULTS: Mapping[str, _Sizes] = {
+    "text": _Sizes(8, 32),
+    "ranking": _Sizes(2, 4),
+    "images": _Sizes(8, 32),
+    # Its answers come batch by batch, so that a short load would count one batch more or less.
+    "generation": _Sizes(8, 32, seconds=8.0),
+}
+_RESULTS_WARM_UP_S = 2.0
+
+
+def results(ground: Ground) -> tuple[Planned, ...]:
+    """The studies of docs/results.md, two for each workload.
+
+    The first asks whether MPS pays: one worker with large batches, four workers with MPS off, with it, and with half of
+    the SMs for each. The second sets engines side by side that serve the same archive: ts-mps with MPS, stock
+    TorchServe's cells that its users would try first, and LitServe with as many workers, MPS off and on.
+    """
+    planned = []
+    many = 2 if ground.tiny else 4
+    for name, sizes in _RESULTS.items():
+        served = _workload(name, ground)
+        shared, alone = served.batch_sizes if ground.tiny else (sizes.shared, sizes.alone)
+        ours, stock, lit = (_maker(ground, served, engine) for engine in ENGINES)
+        mps = [ours(1, alone), ours(many, shared), ours(many, shared, mps=True)]
+        mps += [ours(many, shared, mps=True, thread_percentage=50.0)]
+        engines = [ours(many, shared, mps=True), stock(1, alone), stock(many, shared), stock(many, alone)]
+        engines += [lit(many, shared), lit(many, shared, mps=True)]
+        for part, words, arms in (("mps", "MPS on against off", mps), ("engines", "three engines", engines)):
+            title = f"{served.title}: {words}"
+            planned.append(
+                _planned(
+                    ground, f"{name}-{part}", title, served, arms, seconds=sizes.seconds, warm_up=_RESULTS_WARM_UP_S
+                )
+            )
+    return tuple(planned)
+
+
 def torchserve_guide(ground: Ground) -> tuple[Planned, ...]:
     """ "Running TorchServe with NVIDIA MPS" (docs/hardware_support/nvidia_mps.md of pytorch/serve).
 
@@ -75,7 +121,9 @@ def torchserve_guide(ground: Ground) -> tuple[Planned, ...]:
     second study serves the same weights by this project's handler. Both compute in fp32, as the guide's does.
 
     The guide sends 10,000 requests for each figure, here a load lasts some seconds. Its GPUs were those of G4 and P3
-    instances.
+    instances, in exclusive-process mode for the runs under MPS; here no setting of the GPU is changed. The example that
+    it served pads to 150 tokens, computes gradients and prints the scores of every batch; here it is 128 tokens, and
+    neither of the others.
     """
     texts = _workload("texts", ground)
     texts = replace(texts, settings={**texts.settings, "batching.dtype": "fp32"})
@@ -121,7 +169,7 @@ def databricks(ground: Ground) -> tuple[Planned, ...]:
 
     Two engines against one on the same GPU, the batch divided between them: the Qwen2.5 family by size of the model and
     length of the context, prefill-heavy (one token out) and decode-heavy. The blog found gains up to 3B and below 2,000
-    tokens of context.
+    tokens of context, and for prefill alone below 3B.
 
     Servers made for LLMs let new requests join a batch that runs; here a worker decodes one batch to its end, and the
     next one waits, which leaves more of a GPU idle. Weights are random: they cost the same and say nothing sensible, so
@@ -157,8 +205,10 @@ def databricks(ground: Ground) -> tuple[Planned, ...]:
 def vivo(ground: Ground) -> tuple[Planned, ...]:
     """Ranking at vivo: 2,000 candidates in each request, workers under MPS on one GPU against servers without a GPU.
 
-    Published were 218 requests per second on one GPU, and costs that are 75 % lower than on CPUs. The model here is a
-    DLRM with random weights; what a request costs depends on prices, which ``ts-mps bench report --price`` is given.
+    Published were 218 requests per second at a batch size of 2,000, better than TensorRT with a divided graph, and
+    costs that are 75 % lower than on CPUs (a talk at DataFunSummit). The model here is a DLRM with random weights, and
+    2,000 candidates come in one request; what a request costs depends on prices, which ``ts-mps bench report --price``
+    is given.
 
     Arms on the CPU make no batches: 2,000 candidates fill a core as they are, and a request need not wait for others.
     """
@@ -177,6 +227,7 @@ def vivo(ground: Ground) -> tuple[Planned, ...]:
 
 #: Name -> its studies.
 REPRODUCTIONS: Mapping[str, Callable[[Ground], tuple[Planned, ...]]] = {
+    "results": results,
     "torchserve-guide": torchserve_guide,
     "databricks": databricks,
     "vivo": vivo,
@@ -190,11 +241,14 @@ def _workload(name: str, ground: Ground) -> Workload:
 def _maker(ground: Ground, served: Workload, engine: str = "ts-mps") -> Callable[..., Arm]:
     """Makes arms of a workload: on the GPU, or on the CPU without MPS where the ground is tiny."""
 
-    def make(workers: int, batch: int, *, mps: bool = False, noop: bool = False) -> Arm:
+    def make(
+        workers: int, batch: int, *, mps: bool = False, noop: bool = False, thread_percentage: float | None = None
+    ) -> Arm:
         return make_arm(
             workers,
             batch,
             mps=mps and not ground.tiny,
+            thread_percentage=None if ground.tiny else thread_percentage,
             noop=noop,
             engine=engine,
             device="cpu" if ground.tiny else "gpu",
@@ -213,6 +267,7 @@ def _planned(
     *,
     blocks: int = 6,
     seconds: float = 10.0,
+    warm_up: float = 5.0,
     connections: int = 0,
 ) -> Planned:
     # Without MPS some arms are the same; each is measured once.
@@ -220,4 +275,4 @@ def _planned(
     if ground.tiny:
         title, blocks, seconds = f"{title} (tiny, on the CPU)", 1, _TINY_S
         return Planned(name, title, served, different, blocks, seconds, _TINY_WARM_UP_S, _TINY_CONNECTIONS)
-    return Planned(name, title, served, different, blocks, seconds, 5.0, connections or connections_for(different))
+    return Planned(name, title, served, different, blocks, seconds, warm_up, connections or connections_for(different))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ts_mps.bench.records import Run
 
@@ -15,7 +16,7 @@ class Turn:
 
     Attributes:
         block: Number of the block, from 0.
-        position: Its turn within the block, from 0.
+        position: Its turn within the block, from 0; second turns come after all first ones.
         arm: Name of the arm.
     """
 
@@ -46,7 +47,23 @@ def make_schedule(arms: Iterable[str], blocks: int, seed: int) -> tuple[Turn, ..
     return tuple(turns)
 
 
-def missing(schedule: Sequence[Turn], runs: Iterable[Run]) -> tuple[Turn, ...]:
-    """The turns of which there is no run yet, a failed one included, in their order."""
-    done = {(run.block, run.arm) for run in runs}
-    return tuple(turn for turn in schedule if (turn.block, turn.arm) not in done)
+def due(schedule: Sequence[Turn], runs: Iterable[Run]) -> tuple[Turn, ...]:
+    """The turns that are left, in their order.
+
+    A run that does not count gets one more turn, after the others of its block: six blocks are just enough for a claim,
+    and whether a run counts does not depend on its figures.
+    """
+    made: dict[tuple[int, str], list[Run]] = {}
+    for run in runs:
+        made.setdefault((run.block, run.arm), []).append(run)
+    left: list[Turn] = []
+    for _, same in groupby(schedule, key=lambda turn: turn.block):
+        block = tuple(same)
+        tries = [made.get((turn.block, turn.arm), []) for turn in block]
+        left += [turn for turn, tried in zip(block, tries, strict=True) if not tried]
+        left += [
+            replace(turn, position=turn.position + len(block))
+            for turn, tried in zip(block, tries, strict=True)
+            if len(tried) == 1 and not tried[0].counts
+        ]
+    return tuple(left)

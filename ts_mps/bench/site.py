@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ts_mps
+from ts_mps.bench.claims import Ports
 from ts_mps.bench.copies import arm_archive
 from ts_mps.bench.records import Arm
 from ts_mps.errors import TsMpsError
@@ -75,6 +75,7 @@ class Place:
         self.site, self.arm = site, arm
         self.root = Path(tempfile.mkdtemp(prefix="tsb", dir="/tmp"))
         self.store, self.temp, self.work = self.root / "store", self.root / "t", self.root / "work"
+        self._ports: Ports | None = None
         try:
             for folder in (self.store, self.temp, self.work):
                 folder.mkdir()
@@ -105,11 +106,14 @@ class Place:
         return "\n".join(parts)
 
     def end(self) -> None:
-        """Remove everything."""
+        """Remove everything, and let others have the ports."""
         shutil.rmtree(self.root, ignore_errors=True)
+        if self._ports is not None:
+            self._ports.release()
 
     def _write_config(self) -> Path:
-        ports = free_ports(len(_ADDRESSES) + len(_GRPC_PORTS))
+        self._ports = Ports(len(_ADDRESSES) + len(_GRPC_PORTS))
+        ports = list(self._ports.numbers)
         if self.site.port is not None:
             ports[0] = self.site.port
         lines = [f"{name}=http://127.0.0.1:{port}" for name, port in zip(_ADDRESSES, ports, strict=False)]
@@ -119,15 +123,3 @@ class Place:
         path = self.root / "config.properties"
         path.write_text("\n".join(lines) + "\n")
         return path
-
-
-def free_ports(count: int) -> list[int]:
-    """TCP ports that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ts_mps.bench.claims import claim_file
 from ts_mps.bench.report.reading import read_study
 from ts_mps.cli.bench_job import make_job, read_place
 from ts_mps.cli.bench_options import parser
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str]) -> int:
         return reproduce(options)
     check_alone(options)
     output = _output(options)
+    with claim_file(output, WHAT):
+        return _compare(options, output)
+
+
+def _compare(options: argparse.Namespace, output: Path) -> int:
     before = read_study(options.resume) if options.resume else None
     place = read_place(options)
     for sentence in place.notes:

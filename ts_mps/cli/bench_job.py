@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,15 +62,7 @@ def read_place(options: argparse.Namespace) -> Place:
         PreflightError: A package is missing, there is no such GPU, there are too few cores, or the port is taken.
         MpsError: There is a GPU, and no MPS control program.
     """
-    needed = dict.fromkeys(_NEEDED, "bench")
-    if "litserve" in options.engine:
-        needed["litserve"] = "peers"
-    for package, extra in needed.items():
-        if importlib.util.find_spec(package) is None:
-            raise PreflightError(
-                f"`ts-mps bench` needs the package {package}, which is not installed.",
-                f"Run: pip install 'ts-mps[{extra}]'",
-            )
+    check_packages(options.engine)
     _check_wishes(options)
     gpu, notes = (None, ()) if options.tiny else _gpu(options)
     division = divide(usable_cores(), options.generator_cores, near=gpu.cores if gpu else (), siblings=core_siblings())
@@ -84,6 +76,23 @@ def read_place(options: argparse.Namespace) -> Place:
     if others := machine["others_on_gpus"]:
         notes += (f"Other processes use GPU {gpu.index if gpu else 0} ({others}): the figures will be theirs as well.",)
     return Place(gpu, division, machine, notes)
+
+
+def check_packages(engines: Collection[str]) -> None:
+    """Look for the packages that a study needs.
+
+    Raises:
+        PreflightError: One is missing.
+    """
+    needed = dict.fromkeys(_NEEDED, "bench")
+    if "litserve" in engines:
+        needed["litserve"] = "peers"
+    for package, extra in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise PreflightError(
+                f"`ts-mps bench` needs the package {package}, which is not installed.",
+                f"Run: pip install 'ts-mps[{extra}]'",
+            )
 
 
 def make_job(options: argparse.Namespace, place: Place, scratch: Path) -> Job:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
+from ts_mps.bench.claims import claim_file
 from ts_mps.bench.compare import Job
 from ts_mps.bench.load import prepare
 from ts_mps.bench.records import Study
 from ts_mps.bench.report.reading import read_study
 from ts_mps.bench.reproductions import REPRODUCTIONS, Ground, Planned
-from ts_mps.cli.bench_job import Measured, Place, Served, job_of, read_place
+from ts_mps.cli.bench_job import Measured, Place, Served, check_packages, job_of, read_place
 from ts_mps.cli.bench_options import parser
 from ts_mps.cli.bench_run import WHAT, duration, ended_by, measure, show_headline, told
 from ts_mps.cli.interruptible import interruptible
@@ -57,8 +59,18 @@ def reproduce(options: argparse.Namespace) -> int:
     for sentence in place.notes:
         note(sentence)
     planned = _wished(options, Ground(place.gpu is None, len(place.division.server)))
+    check_packages({arm.engine for part in planned for arm in part.arms})
     folder = options.output or Path(options.reproduce)
     files = {part.name: folder / f"{part.name}.json" for part in planned}
+    with ExitStack() as claims:
+        for file in files.values():
+            claims.enter_context(claim_file(file, WHAT))
+        return _reproduce(options, place, planned, folder, files)
+
+
+def _reproduce(
+    options: argparse.Namespace, place: Place, planned: Sequence[Planned], folder: Path, files: Mapping[str, Path]
+) -> int:
     before = {} if options.force else {part.name: _before(part, files[part.name], options) for part in planned}
     todo = [part for part in planned if not _finished(before.get(part.name))]
     _tell(planned, todo)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ts_mps.bench.claims import Ports
 from ts_mps.bench.load.spec import Spec
 from ts_mps.bench.records import LoadResult
 from ts_mps.errors import PreflightError, TsMpsError, UsageError
@@ -72,10 +72,11 @@ def _generate(spec: Spec, cores: Sequence[int], scratch: Path, interrupted: Call
     longest = _STARTING_S + spec.load.warm_up + spec.load.seconds + spec.timeout + _ENDING_S
     deadline = time.monotonic() + longest
     process: subprocess.Popen[bytes] | None = None
+    ports = Ports(1)
     try:
         with log.open("wb") as output, uninterrupted():
             process = subprocess.Popen(
-                _command(spec, cores, told, result),
+                _command(spec, cores, told, result, ports.numbers[0]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,19 +101,19 @@ def _generate(spec: Spec, cores: Sequence[int], scratch: Path, interrupted: Call
         if process is not None:
             with uninterrupted():
                 _end(process)
+        ports.release()
 
 
-def _command(spec: Spec, cores: Sequence[int], told: Path, result: Path) -> list[str]:
+def _command(spec: Spec, cores: Sequence[int], told: Path, result: Path, port: int) -> list[str]:
     users = spec.load.connections or spec.processes
     command = [sys.executable, str(_HERE / "process.py"), str(os.getpid()), ",".join(map(str, cores))]
     command += ["-f", str(_HERE / "locustfile.py"), "--headless", "--only-summary", "--loglevel", "INFO"]
     command += ["--host", spec.base_url, "--users", str(users), "--spawn-rate", str(users)]
     command += ["--stop-timeout", "0", "--spec", str(told), "--result", str(result)]
     if spec.processes > 1:
-        port = str(_free_port())
         command += ["--processes", str(spec.processes), "--expect-workers-max-wait", str(int(_STARTING_S))]
-        command += ["--master-host", "127.0.0.1", "--master-port", port]
-        command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+        command += ["--master-host", "127.0.0.1", "--master-port", str(port)]
+        command += ["--master-bind-host", "127.0.0.1", "--master-bind-port", str(port)]
     return command
 
 
@@ -122,12 +123,6 @@ def _environ() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(_HERE.parents[2]), environ.get("PYTHONPATH"))))
     # Arrays are small here, and a pool of threads for each process would only take cores from the others.
     return {**environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import yaml
 
 from ts_mps.bench.load.bodies import write_bodies
 from ts_mps.errors import PreflightError, UsageError
+from ts_mps.files import locked
 from ts_mps.profile.messages import Request
 
 
@@ -118,27 +120,44 @@ def prepare(what: Workload, folder: Path, repository: Path = _REPOSITORY, model:
     Raises:
         PreflightError: The archive cannot be built; the script's output is in ``details``.
     """
-    store, model, bodies = folder / "store", model or folder / "model", folder / "bodies"
-    archive = store / what.script
-    if not archive.is_dir():
-        part = model.with_name(f"{model.name}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        source = ["--model", str(model)] if model.is_dir() else ["--preset", what.preset, "--keep-model", str(part)]
-        command = [sys.executable, str(repository / "handlers" / "build" / f"{what.script}.py"), *source]
-        command += ["--store", str(store), "--format", "no-archive"]
-        command += ["--handler", str(repository / what.handler)] if what.handler else []
-        for key, value in (_torchserve(what) | dict(what.settings)).items():
-            command += ["--set", f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-            raise PreflightError(f"The archive of the workload {what.name} cannot be built.", details=output)
-        if part.is_dir():
-            part.rename(model)  # a folder of this name is whole
-    sent, content_type = _maker(repository).make(what.bodies, model, **what.sizes)
-    if not bodies.is_dir():
-        write_bodies(bodies, [Request(body, content_type) for body in sent])
+    model, bodies = model or folder / "model", folder / "bodies"
+    for parent in (folder, model.parent):
+        parent.mkdir(parents=True, exist_ok=True)
+    # Another study may be building the same model there. What has its name is whole: it was renamed when it was done.
+    with locked(model.with_name(f".{model.name}.lock")):
+        archive = folder / "store" / what.script
+        if not archive.is_dir():
+            _build(what, archive, model, repository)
+        sent, content_type = _maker(repository).make(what.bodies, model, **what.sizes)
+        if not bodies.is_dir():
+            part = _emptied(folder / "bodies.part")
+            write_bodies(part, [Request(body, content_type) for body in sent]).rename(bodies)
     return Prepared(archive, bodies, round(sum(map(len, sent)) / len(sent)))
+
+
+def _build(what: Workload, archive: Path, model: Path, repository: Path) -> None:
+    part, store = _emptied(model.with_name(f"{model.name}.part")), _emptied(archive.parent.with_name("store.part"))
+    source = ["--model", str(model)] if model.is_dir() else ["--preset", what.preset, "--keep-model", str(part)]
+    command = [sys.executable, str(repository / "handlers" / "build" / f"{what.script}.py"), *source]
+    command += ["--store", str(store), "--format", "no-archive"]
+    command += ["--handler", str(repository / what.handler)] if what.handler else []
+    for key, value in (_torchserve(what) | dict(what.settings)).items():
+        command += ["--set", f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+        raise PreflightError(f"The archive of the workload {what.name} cannot be built.", details=output)
+    if part.is_dir():
+        part.rename(model)
+    archive.parent.mkdir(exist_ok=True)
+    (store / what.script).rename(archive)
+    store.rmdir()
+
+
+def _emptied(part: Path) -> Path:
+    """A folder that is being filled, without what a call that was broken off has left of it."""
+    shutil.rmtree(part, ignore_errors=True)
+    return part
 
 
 def _torchserve(what: Workload) -> dict[str, Any]:

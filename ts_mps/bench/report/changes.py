@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ts_mps.bench.difference import Difference
 from ts_mps.bench.report.parts import Chapter, Column, Part, Table
-from ts_mps.bench.report.words import load_name, number, times
+from ts_mps.bench.wording import load, number, times
 
 
 def change_chapter(found: Difference, before: str, after: str) -> Chapter:
@@ -48,7 +48,7 @@ def _table(found: Difference) -> Table:
     rows = tuple(
         (
             one.arm,
-            load_name(one.kind, one.rate),
+            load(one.kind, one.rate),
             "requests/s" if one.measure == "throughput" else "p99 ms (lower is better)",
             number(one.before),
             number(one.after),

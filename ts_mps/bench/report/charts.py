@@ -10,10 +10,9 @@ from itertools import takewhile
 from ts_mps.bench.findings import Contrast, Interval, Summary
 from ts_mps.bench.records import Arm, Study
 from ts_mps.bench.report.parts import LineChart, Mark, Panel, Point, Row, RowChart, Series
-from ts_mps.bench.report.series import Look, in_words, lines_of, looks, panels
+from ts_mps.bench.report.series import in_words, lines_of, looks, panels
 from ts_mps.bench.report.tables import is_twin
-from ts_mps.bench.report.words import number, times
-from ts_mps.bench.wording import count
+from ts_mps.bench.wording import arrivals, count, number, times
 
 #: More would be a wall of small axes; the raw file has them all.
 MOST_PANELS = 12
@@ -106,21 +105,23 @@ def percentiles(study: Study, summary: Summary) -> RowChart | None:
 def latency_by_rate(study: Study, summary: Summary) -> LineChart | None:
     """99th percentile (and, dashed, the median) against the rate of an open loop."""
     look = looks(study)
-    lines: dict[str, dict[float, list[tuple[Look, Point]]]] = defaultdict(lambda: defaultdict(list))
+    lines: dict[tuple[str, str], dict[float, list[Point]]] = defaultdict(lambda: defaultdict(list))
     for found in summary.figures:
         if found.kind == "closed" or found.arm not in look:
             continue
         for percent, ms in found.percentiles:
             if percent in (50, 99) and math.isfinite(ms) and ms > 0:
-                lines[found.arm][percent].append((look[found.arm], Point(found.rate, ms, ms, ms)))
+                lines[found.arm, found.kind][percent].append(Point(found.rate, ms, ms, ms))
+    arms = {arm for arm, _ in lines}
+    # Arms that differ in workers and batch size alone look the same, and have to be told apart by their whole names.
+    unlike = len({look[arm].label for arm in arms}) == len(arms)
+    kinds = len({kind for _, kind in lines}) > 1
     drawn: list[Series] = []
-    labels = {arm: look[arm].label for arm in lines}
-    if len(set(labels.values())) < len(labels):
-        labels = {arm: arm for arm in lines}
-    for arm, by_percent in lines.items():
+    for (arm, kind), by_percent in lines.items():
+        name = f"{look[arm].label if unlike else arm}{f', {arrivals(kind)}' if kinds else ''}"
         for percent, points in sorted(by_percent.items(), reverse=True):
-            (line,) = lines_of({points[0][0]: [point for _, point in points]})
-            drawn.append(Series(f"{labels[arm]}, p{percent:g}", line.style, line.points, dashed=percent == 50))
+            (line,) = lines_of({look[arm]: points})
+            drawn.append(Series(f"{name}, p{percent:g}", line.style, line.points, dashed=percent == 50))
     if not drawn:
         return None
     objective = next((rate.objective_ms for rate in summary.rates), None)

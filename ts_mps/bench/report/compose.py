@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ts_mps.bench import wording
 from ts_mps.bench.cells import why_not
-from ts_mps.bench.findings import Caution, Summary
+from ts_mps.bench.findings import Caution, RateFound, Summary
 from ts_mps.bench.records import Study
 from ts_mps.bench.report.charts import latency_by_rate, percentiles, ratios, throughput
 from ts_mps.bench.report.method import method
@@ -20,7 +20,6 @@ from ts_mps.bench.report.tables import (
     runs_table,
     short_table,
 )
-from ts_mps.bench.report.words import clock
 
 #: Of what a log's end says, as much as a reader will read.
 _LOG_LETTERS = 4_000
@@ -44,7 +43,7 @@ def chapter(study: Study, summary: Summary, key: str, source: str) -> Chapter:
         Part(
             "throughput",
             "Throughput",
-            ("Closed loop: as many requests at once as the arm can use. Bars are 95 % intervals over the runs.",),
+            ("Closed loop: equally many requests in flight for all arms. Bars are 95 % intervals over the runs.",),
             charts=throughput(study, summary),
             tables=_with_rows(short_table(study, summary, closed=True)),
         ),
@@ -110,7 +109,7 @@ def _facts(study: Study) -> tuple[tuple[str, str], ...]:
         ("Workload", ", ".join(dict.fromkeys(workload))),
         ("GPU", f"{len(gpus)} x {names}" if len(gpus) > 1 else names or "none"),
         ("Runs", f"{counted} of {len(study.runs)} count; {study.blocks} blocks planned"),
-        ("Started", clock(study.started)),
+        ("Started", wording.clock(study.started)),
         ("Commit", str(study.machine.get("commit") or "")),
     )
     return tuple((name, value) for name, value in facts if value)
@@ -152,8 +151,20 @@ def _rates(summary: Summary) -> Part:
     return Part(
         "rates",
         "Largest rate that holds the objective",
-        ("Searched by bisection with Poisson arrivals; latency is counted from the planned instant.",),
+        (
+            "Searched by bisection with Poisson arrivals, each rate tried once; latency is counted from the planned "
+            "instant.",
+        ),
+        tuple(map(_behind, (found for found in summary.rates if found.behind is not None))),
         tables=_with_rows(rate_table(summary.rates)),
+    )
+
+
+def _behind(found: RateFound) -> str:
+    held = f"It holds {wording.number(found.rate)}, and" if found.rate else "It"
+    return (
+        f"{found.arm}: at {wording.number(found.behind)} requests/s the load generator fell behind its plan, so the "
+        f"generator was the limit and not the server. {held} may hold more than could be tried."
     )
 
 

@@ -10,8 +10,7 @@ from ts_mps.bench.records import GpuSample, Study
 from ts_mps.bench.report.charts import MOST_PANELS
 from ts_mps.bench.report.parts import LineChart, Panel, Point
 from ts_mps.bench.report.series import Look, lines_of, looks
-from ts_mps.bench.report.words import number
-from ts_mps.bench.wording import count
+from ts_mps.bench.wording import count, number
 
 _GIB = 2**30
 

@@ -67,6 +67,9 @@ def _contradiction(study: Study) -> str:
     objective = study.settings.get("slo_ms")
     if objective is not None and not (isinstance(objective, int | float) and objective > 0):
         return f"its setting slo_ms is {objective!r}"
+    closed = {run.result.load.connections for run in study.runs if run.result and run.result.load.kind == "closed"}
+    if len(closed) > 1:
+        return f"its closed loops had {' and '.join(map(str, sorted(closed)))} connections, and are not to be compared"
     for place, run in enumerate(study.runs):
         if run.arm not in names:
             return f"run {place} is of the arm '{run.arm}', which the study does not have"

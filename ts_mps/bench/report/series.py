@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ts_mps.bench.findings import ArmFigures, Interval
 from ts_mps.bench.records import Arm, Study
 from ts_mps.bench.report.parts import Panel, Point, Series
-from ts_mps.bench.report.words import number, series_name
+from ts_mps.bench.wording import number
 
 #: Styles 0 and 1 are kept for what every study is about, so that a reader of two reports need not learn them anew.
 _OFF, _ON = 0, 1
@@ -28,13 +28,29 @@ def looks(study: Study) -> dict[str, Look]:
     engines = len({arm.engine for arm in arms}) > 1
     names = {name for arm in arms for name in arm.options}
     differing = frozenset(name for name in names if len({arm.options.get(name) for arm in arms}) > 1)
-    labels = {arm.name: series_name(arm, engines=engines, options=differing) for arm in arms}
+    labels = {arm.name: _name(arm, engines=engines, options=differing) for arm in arms}
     kept = {"MPS off": _OFF, "MPS on": _ON}
     free = [label for label in dict.fromkeys(labels.values()) if label not in kept]
     # A study without the two that are kept (on the CPU, of several engines) begins with the first style.
     first = 2 if any(label in kept for label in labels.values()) else 0
     styles = {**kept, **{label: first + place for place, label in enumerate(free)}}
     return {name: Look(label, styles[label]) for name, label in labels.items()}
+
+
+def _name(arm: Arm, *, engines: bool, options: frozenset[str]) -> str:
+    """What tells an arm from the others apart from workers and batch size: "MPS on, 50 %".
+
+    Args:
+        arm: The arm.
+        engines: Whether the study has several, so that the engine must be named.
+        options: Names of the options that are not the same in all arms.
+    """
+    parts = [arm.engine] if engines else []
+    parts.append("CPU" if arm.device == "cpu" else "MPS on" if arm.mps else "MPS off")
+    if arm.thread_percentage is not None:
+        parts.append(f"{arm.thread_percentage:g} %")
+    parts += [f"{name} {value}" for name, value in sorted(arm.options.items()) if name in options]
+    return ", ".join(parts)
 
 
 def panels(

@@ -11,7 +11,10 @@ from ts_mps.bench.findings import Contrast, Cost, RateFound, Summary
 from ts_mps.bench.histogram import percentile
 from ts_mps.bench.records import Run, Study
 from ts_mps.bench.report.parts import Column, Table
-from ts_mps.bench.report.words import NONE, chance, clock, gibibytes, interval, load_name, number, percent, times
+from ts_mps.bench.wording import NONE, chance, clock, gibibytes, interval, load, number, share, times
+
+#: What NVML calls busy is a GPU on which something always ran, however little of it.
+_LIMITS = {"gpu": "GPU (never idle)", "": NONE}
 
 
 def _columns(first: str, *others: str) -> tuple[Column, ...]:
@@ -29,7 +32,7 @@ def contrast_table(title: str, contrasts: Sequence[Contrast], *, page_only: bool
         (
             one.arm,
             one.baseline,
-            *((load_name(one.kind, one.rate),) if loads else ()),
+            *((load(one.kind, one.rate),) if loads else ()),
             one.verdict,
             times(one.ratio),
             chance(one.p),
@@ -71,15 +74,15 @@ def figures_table(study: Study, summary: Summary) -> Table:
         rows.append(
             (
                 found.arm,
-                load_name(found.kind, found.rate),
+                load(found.kind, found.rate),
                 interval(found.throughput),
                 *((interval(found.goodput),) if goodput else ()),
                 *(number(by.get(part)) for part in (50, 90, 95, 99, 99.9)),
-                percent(found.errors),
+                share(found.errors),
                 number(found.gpu_utilisation),
                 gibibytes(found.gpu_memory),
                 *(number(cores) for cores in (found.frontend_cores, found.worker_cores, found.generator_cores)),
-                found.bottleneck or NONE,
+                _LIMITS.get(found.bottleneck, found.bottleneck),
                 f"{found.throughput.runs} ({found.failed} failed)" if found.failed else str(found.throughput.runs),
             )
         )
@@ -105,11 +108,11 @@ def short_table(study: Study, summary: Summary, *, closed: bool) -> Table:
     rows = tuple(
         (
             found.arm,
-            *(() if closed else (load_name(found.kind, found.rate),)),
+            *(() if closed else (load(found.kind, found.rate),)),
             interval(found.throughput),
             *(number(dict(found.percentiles).get(part)) for part in (50, 99)),
-            percent(found.errors),
-            found.bottleneck or NONE,
+            share(found.errors),
+            _LIMITS.get(found.bottleneck, found.bottleneck),
         )
         for found in summary.figures
         if (found.kind == "closed") == closed and not study.arm(found.arm).noop
@@ -171,7 +174,7 @@ def _run(run: Run) -> tuple[str, ...]:
         errors = ", ".join(f"{count} x {name}" for name, count in result.errors.items() if count)
         counted = bool(result.histogram.counts)
         seen = (
-            load_name(result.load.kind, result.load.rate),
+            load(result.load.kind, result.load.rate),
             number(result.requests_per_second),
             f"{result.answered:,}",
             errors or "none",

@@ -17,6 +17,9 @@ from ts_mps.bench.report.sheets import figures_csv, runs_csv
 from ts_mps.bench.report.svg import write_png
 from ts_mps.errors import PreflightError
 
+#: A line of report.md that shows a chart.
+_PICTURE = r"^!\[.*\]\(([a-z0-9-]+-(?:ratio|throughput|latency|gpu)-[a-z0-9]+\.png)\)$"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -49,7 +52,7 @@ def write_report(sources: Sequence[Source], folder: Path) -> tuple[Path, ...]:
 
     Args:
         sources: At least one.
-        folder: Made if it is missing; files of an earlier report are replaced.
+        folder: Made if it is missing; files of an earlier report are replaced, and its other charts removed.
 
     Returns:
         What was written, the page first.
@@ -69,6 +72,7 @@ def write_report(sources: Sequence[Source], folder: Path) -> tuple[Path, ...]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        earlier = _pictures(folder / "report.md")
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
             written.append(folder / name)
@@ -77,12 +81,22 @@ def write_report(sources: Sequence[Source], folder: Path) -> tuple[Path, ...]:
                 path = folder / f"{one.key}-{chart.name}.png"
                 write_png(chart, path)
                 written.append(path)
+        for path in earlier.difference(written):
+            path.unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or str(error)
         raise PreflightError(
             f"The report cannot be written to {folder}: {why}.", "Name a folder that you may write into with -o DIR."
         ) from error
     return tuple(written)
+
+
+def _pictures(report: Path) -> set[Path]:
+    """The charts of an earlier report, by its own word: whatever else lies in its folder is somebody's."""
+    if not report.is_file():
+        return set()
+    text = report.read_text(encoding="utf-8", errors="replace")
+    return {report.with_name(name) for name in re.findall(_PICTURE, text, re.MULTILINE)}
 
 
 def _unique_names(sources: Sequence[Source]) -> list[str]:
