@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ts_mps.bench.cores import usable_cores
+from ts_mps.bench.cores import core_siblings, usable_cores
 from ts_mps.bench.load.workloads import known
 from ts_mps.gpu.inventory import read_inventory
 
 #: A lane needs no more: four workers, TorchServe's frontend, and a generator.
 _MOST_CORES = 16
-#: Seconds that a study gets to stop its server and to write its file.
-_END_S = 40.0
+#: Seconds that a study gets to stop its server, which may take two minutes, and to write its file.
+_END_S = 150.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,12 @@ class Lane(threading.Thread):
                 return process.wait()
 
 
+def _whole_cores() -> list[int]:
+    """Usable cores, hardware threads of one core side by side, so that no two lanes share one."""
+    first = {core: min(together) for together in core_siblings() for core in together}
+    return sorted(usable_cores(), key=lambda core: (first.get(core, core), core))
+
+
 def main() -> int:
     """Run the lanes; the exit code is 0 if every study is complete."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +128,7 @@ def main() -> int:
     if not gpus and len(lanes) > 1:
         parser.error("without a GPU there can be one lane")
     options.out.mkdir(parents=True, exist_ok=True)
-    cores = usable_cores()
+    cores = _whole_cores()
     each = min(_MOST_CORES, len(cores) // len(lanes))
     threads = [
         Lane(

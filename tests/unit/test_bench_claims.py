@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from benching import arm
 
 from ts_mps.bench import claims
 from ts_mps.bench.claims import Claim, Ports, claim_file
+from ts_mps.bench.site import Place, Site
 from ts_mps.errors import PreflightError
 
 HOLD = """
@@ -59,6 +62,18 @@ def test_a_port_that_another_study_has_is_not_taken(monkeypatch):
     again = Claim(f"port-{mine.numbers[0]}")
     again.release()
     other.release()
+
+
+def test_a_server_has_its_ports_until_it_has_ended():
+    place = Place(Site("m", Path("none"), None, (0,), {}), arm(noop=True, device="cpu"))
+    ports = re.findall(r"[=:](\d+)$", place.config.read_text().partition("job_queue_size")[0], re.MULTILINE)
+    assert len(ports) == 5
+    for port in ports:
+        with pytest.raises(OSError, match="in use"):
+            Claim(f"port-{port}")
+    place.end()
+    for port in ports:
+        Claim(f"port-{port}").release()
 
 
 def test_a_file_is_written_by_one_call_alone_and_free_when_that_has_died(tmp_path):

@@ -70,7 +70,7 @@ def test_the_guides_study_is_the_guides():
         served = [arm for arm in part.arms if not arm.noop]
         assert sorted({arm.batch_size for arm in served}) == [1, 2, 4, 8, 16, 32]
         assert {(arm.workers, arm.mps) for arm in served} == {(1, False), (2, False), (2, True)}
-        assert (len(served), part.blocks, part.connections) == (18, 5, 600)
+        assert (len(served), part.blocks, part.connections) == (18, 6, 600)
         assert part.workload.settings["batching.dtype"] == "fp32"
     assert {arm.engine for arm in stock.arms} == {"torchserve"} and "naive" in stock.workload.handler
     assert {arm.engine for arm in ours.arms} == {"ts-mps"} and not ours.workload.handler

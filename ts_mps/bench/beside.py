@@ -9,7 +9,7 @@ from ts_mps.bench.cores import pinned
 from ts_mps.bench.site import LeftRunning, Place
 from ts_mps.errors import MpsError
 from ts_mps.mps import daemon
-from ts_mps.mps.control import PIPE_VARIABLE
+from ts_mps.mps.control import BINARY, PIPE_VARIABLE
 from ts_mps.paths import Home
 
 
@@ -69,7 +69,12 @@ class Beside:
         if self._lease is None:
             return
         try:
-            self._lease.release()
+            said = self._lease.release()
+            stays = daemon.daemon_alive(self._lease.daemon)
         except MpsError as error:
             raise LeftRunning(f"The study's MPS daemon could not be stopped: {error}") from error
+        if stays:
+            # Its folder stays: without it nobody could stop it any more.
+            again = f"echo quit -f | {PIPE_VARIABLE}={self._lease.daemon.pipe} {BINARY}"
+            raise LeftRunning(f"The study's MPS daemon was not stopped. {said}", f"Stop it with: {again}")
         self._lease = None

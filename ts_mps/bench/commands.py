@@ -9,9 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from ts_mps.bench.cores import pinned
+from ts_mps.profile.interrupts import uninterrupted
 
 #: Seconds for a command that was asked to end to undo what it began.
 _UNDO_S = 90.0
+
+
+def hear_signals() -> None:
+    """In a child, before its program: it hears what its parent held back while it was started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 
 
 def call(
@@ -26,25 +32,28 @@ def call(
         subprocess.TimeoutExpired: It took too long; it is gone.
         OSError: It cannot be run.
     """
-    with pinned(cores):
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
+    process: subprocess.Popen[str] | None = None
     try:
+        with pinned(cores), uninterrupted():
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+                preexec_fn=hear_signals,
+            )
         out, err = process.communicate(timeout=timeout)
     except BaseException:
-        process.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=_UNDO_S)
-        process.kill()
-        process.communicate()
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=_UNDO_S)
+            process.kill()
+            process.communicate()
         raise
     return subprocess.CompletedProcess(list(command), process.returncode, out, err)

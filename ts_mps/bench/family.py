@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from ts_mps.bench.commands import hear_signals
 from ts_mps.bench.cores import pinned
 from ts_mps.bench.site import LeftRunning
 
 #: Seconds for a server that was asked to end, and again for one that was killed.
 _STOP_S = 30.0
+_POLL_S = 0.05
 
 
 class Family:
-    """A process and all that it has started.
+    """A process and all that it has started. Made while signals are held back, or an interrupt could lose it.
 
     Args:
         command: What is run, in a session of its own: a Ctrl-C at the terminal is for the study.
@@ -50,6 +53,7 @@ class Family:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=hear_signals,
             )
         # Held from its birth on, so that a stranger who gets its pid later is never taken for it.
         self._root = psutil.Process(self._process.pid)
@@ -83,17 +87,29 @@ class Family:
         if first is not None:
             with suppress(ProcessLookupError):
                 os.kill(first, signal.SIGTERM)
-        _, left = psutil.wait_procs(left, _STOP_S)
+        left = _after(left, _STOP_S)
         # What was started while it was being ended is its child, or one that a signal has not reached.
         left += [process for process in self.living() if process not in left]
         for process in left:
             with suppress(psutil.Error):
                 process.kill()
-        _, left = psutil.wait_procs(left, _STOP_S)
+        left = _after(left, _STOP_S)
         self._process.poll()
         if left:
             pids = " ".join(str(process.pid) for process in left)
             raise LeftRunning("Processes of a server could not be ended.", f"Look at them with: ps -fp {pids}")
+
+
+def _after(processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Which of them still live when so much time has passed, or none as soon as none does.
+
+    ``psutil.wait_procs`` waits until a dead process is collected as well, and process 1 of a container may be a program
+    that collects nobody.
+    """
+    deadline = time.monotonic() + seconds
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return left
 
 
 def _lives(process: psutil.Process) -> bool:

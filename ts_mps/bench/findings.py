@@ -128,7 +128,7 @@ class RateFound:
         rate: Requests per second that held; 0 if none did.
         broken: The lowest rate tried that did not hold; None if there is none.
         objective_ms: The 99th percentile that had to hold.
-        behind: The lowest rate above ``rate``, and below ``broken``, at which the generator fell behind its plan, so
+        behind: The lowest rate above ``rate``, and below ``broken``, at which the generator was too late to tell, so
             that what the arm does there is not known; None if there is none.
     """
 

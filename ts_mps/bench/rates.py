@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from enum import Enum
 
 from ts_mps.bench.histogram import within
@@ -19,64 +18,31 @@ class Outcome(Enum):
 
     HELD = "held"
     BROKEN = "broken"
-    #: The generator fell behind its plan: the server has not met this rate, nor would it meet a higher one.
+    #: The generator was too late to tell: the server has not met this rate, nor would it meet a higher one.
     BEHIND = "behind"
     #: The server did not start, a worker died, a proof failed: nothing is known of the rate.
     FAILED = "failed"
 
 
-@dataclass(frozen=True)
-class Found:
-    """How a search ended.
-
-    Attributes:
-        rate: The largest rate that held; 0 if none did.
-        broken: The smallest rate that did not; None if none was found.
-        behind: The smallest rate that the generator could not make; None if it made all below ``broken``.
-    """
-
-    rate: float
-    broken: float | None
-    behind: float | None = None
-
-
-def search(ceiling: float, steps: int) -> Generator[float, Outcome, Found]:
-    """Bisect between 0 and ``ceiling``: yields a rate, wants to be sent its outcome, and returns what it found.
+def search(ceiling: float, steps: int) -> Generator[float, Outcome, None]:
+    """Bisect between 0 and ``ceiling``: yields a rate and wants to be sent its outcome.
 
     As a generator it can be driven by turns with that of another arm, so that both meet the machine at the same time.
-    A rate that the generator cannot make bounds what is tried, and is no rate that the server did not hold. A rate of
-    which nothing is known is tried again.
+    A rate that the generator cannot make bounds what is tried, as one that did not hold does; a rate of which nothing
+    is known is tried again. What was found is read from the runs: ``figures.rates_found``.
 
     Args:
         ceiling: Requests per second that are surely too many, or just enough: the throughput of a closed loop.
         steps: How many tries there are; the answer is then known to ceiling / 2**steps, where none of them failed.
     """
-    rate, high = 0.0, ceiling
-    broken: float | None = None
-    behind: float | None = None
+    low, high = 0.0, ceiling
     for _ in range(steps):
-        tried = round((rate + high) / 2, 3)
-        outcome = yield tried
-        if outcome is Outcome.HELD:
-            rate = tried
-        elif outcome is Outcome.BROKEN:
-            # It lies below every rate that the generator could not make: those do not matter any more.
-            high, broken, behind = tried, tried, None
-        elif outcome is Outcome.BEHIND:
-            high = behind = tried
-    return Found(rate, broken, behind)
-
-
-def largest_rate(tries: Callable[[float], Outcome], ceiling: float, steps: int) -> Found:
-    """The same with a callback that tries one rate."""
-    going = search(ceiling, steps)
-    try:
-        tried = next(going)
-        while True:
-            tried = going.send(tries(tried))
-    except StopIteration as end:
-        found: Found = end.value
-        return found
+        tried = round((low + high) / 2, 3)
+        seen = yield tried
+        if seen is Outcome.HELD:
+            low = tried
+        elif seen is not Outcome.FAILED:
+            high = tried
 
 
 def outcome(run: Run, objective_ms: float) -> Outcome:
@@ -88,4 +54,8 @@ def outcome(run: Run, objective_ms: float) -> Outcome:
         return Outcome.FAILED
     if result.void:
         return Outcome.BEHIND
-    return Outcome.HELD if within(result.histogram, objective_ms) >= PART * result.sent else Outcome.BROKEN
+    needed = PART * result.sent
+    if within(result.histogram, objective_ms) >= needed:
+        return Outcome.HELD
+    # Latencies count from the planned instant, so what the generator was late may be all that was too much.
+    return Outcome.BEHIND if within(result.histogram, objective_ms + result.behind_ms) >= needed else Outcome.BROKEN

@@ -117,8 +117,9 @@ def torchserve_guide(ground: Ground) -> tuple[Planned, ...]:
     """ "Running TorchServe with NVIDIA MPS" (docs/hardware_support/nvidia_mps.md of pytorch/serve).
 
     BERT-base for sequence classification; one worker over batch sizes, two with and without MPS over the same; 600
-    requests at once; the median of five runs. It is served by stock TorchServe with a handler as the guide's is; a
-    second study serves the same weights by this project's handler. Both compute in fp32, as the guide's does.
+    requests at once; the median of six runs, where the guide has five: fewer pairs allow no verdict. It is served by
+    stock TorchServe with a handler as the guide's is; a second study serves the same weights by this project's handler.
+    Both compute in fp32, as the guide's does.
 
     The guide sends 10,000 requests for each figure, here a load lasts some seconds. Its GPUs were those of G4 and P3
     instances, in exclusive-process mode for the runs under MPS; here no setting of the GPU is changed. The example that
@@ -145,7 +146,7 @@ def torchserve_guide(ground: Ground) -> tuple[Planned, ...]:
         arms += [make(2, batch, mps=mps) for batch in batches for mps in (False, True)]
         arms += [make(workers, batches[-1], noop=True) for workers in (1, 2)]
         title = f"TorchServe's MPS guide: BERT-base, {words}"
-        planned.append(_planned(ground, name, title, served, arms, blocks=5, seconds=10.0, connections=600))
+        planned.append(_planned(ground, name, title, served, arms, connections=600))
     return tuple(planned)
 
 
@@ -153,15 +154,27 @@ def torchserve_guide(ground: Ground) -> tuple[Planned, ...]:
 _SHAPES: Mapping[str, str] = {size: f"qwen2.5-{size}" for size in ("0.5b", "1.5b", "3b", "7b")}
 #: Requests in flight in one batch of the one engine; each of two engines has half of them.
 _DATABRICKS_BATCH = 16
-#: (in the name, prompt tokens, generated tokens, counted seconds). A batch that decodes 256 tokens takes seconds, and
-#: answers come batch by batch, so that a short load would count one batch more or less.
-_SHARES: tuple[tuple[str, int, int, float], ...] = (
-    ("prefill-128", 128, 1, 10.0),
-    ("prefill-512", 512, 1, 10.0),
-    ("prefill-2048", 2_048, 1, 20.0),
-    ("decode", 64, 256, 40.0),
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A request of :func:`databricks`: tokens in and out; the counted time of a load, and its warm-up."""
+
+    name: str
+    tokens: int
+    generated: int
+    seconds: float = 10.0
+    warm_up: float = 5.0
+
+
+_SHARES = (
+    _Share("prefill-128", 128, 1),
+    _Share("prefill-512", 512, 1),
+    _Share("prefill-2048", 2_048, 1, seconds=20.0),
+    # A batch takes seconds, and answers come batch by batch: a short load would count one batch more or less.
+    _Share("decode", 64, 256, seconds=60.0, warm_up=15.0),
 )
-_TINY_SHARES = (("prefill-32", 32, 1, _TINY_S), ("decode", 16, 8, _TINY_S))
+_TINY_SHARES = (_Share("prefill-32", 32, 1), _Share("decode", 16, 8))
 
 
 def databricks(ground: Ground) -> tuple[Planned, ...]:
@@ -179,26 +192,27 @@ def databricks(ground: Ground) -> tuple[Planned, ...]:
     batch = 4 if ground.tiny else _DATABRICKS_BATCH
     planned = []
     for size, preset in {"tiny": "tiny"}.items() if ground.tiny else _SHAPES.items():
-        for share, tokens, generated, seconds in _TINY_SHARES if ground.tiny else _SHARES:
+        for share in _TINY_SHARES if ground.tiny else _SHARES:
             settings = {
                 **generation.settings,
                 "batching.max_instances": batch,
-                "batching.lengths": [tokens],
-                "handler.max_new_tokens": generated,
-                "handler.default_max_tokens": generated,
+                "batching.lengths": [share.tokens],
+                "handler.max_new_tokens": share.generated,
+                "handler.default_max_tokens": share.generated,
             }
             served = replace(
                 generation,
                 preset=preset,
                 settings=settings,
-                sizes={"tokens": tokens, "generated": generated},
+                sizes={"tokens": share.tokens, "generated": share.generated},
                 batch_sizes=(batch // 2, batch),
                 check="status",
             )
             make = _maker(ground, served)
             arms = [make(1, batch), make(2, batch // 2), make(2, batch // 2, mps=True)]
-            title = f"Two engines against one: Qwen2.5-{size}, {tokens} tokens in, {generated} out"
-            planned.append(_planned(ground, f"databricks-{size}-{share}", title, served, arms, seconds=seconds))
+            title = f"Two engines against one: Qwen2.5-{size}, {share.tokens} tokens in, {share.generated} out"
+            name = f"databricks-{size}-{share.name}"
+            planned.append(_planned(ground, name, title, served, arms, seconds=share.seconds, warm_up=share.warm_up))
     return tuple(planned)
 
 

@@ -16,6 +16,7 @@ from ts_mps.bench.proof import Witness
 from ts_mps.bench.records import Arm
 from ts_mps.bench.site import Place, ServerError, Site
 from ts_mps.files import last_lines
+from ts_mps.profile.interrupts import uninterrupted
 from ts_mps.torchserve import properties
 from ts_mps.torchserve.addresses import address
 from ts_mps.torchserve.api import Api
@@ -62,7 +63,8 @@ class StockServer:
             *("--models", f"{site.model}={site.model}"),
         ]
         console = place.root / "torchserve.out"
-        self._family = Family(command, cores=site.cores, folder=place.work, environ=environ, console=console)
+        with uninterrupted():
+            self._family = Family(command, cores=site.cores, folder=place.work, environ=environ, console=console)
         self._wait_ready(self._family, console)
 
     def url(self) -> str:

@@ -163,8 +163,8 @@ def _rates(summary: Summary) -> Part:
 def _behind(found: RateFound) -> str:
     held = f"It holds {wording.number(found.rate)}, and" if found.rate else "It"
     return (
-        f"{found.arm}: at {wording.number(found.behind)} requests/s the load generator fell behind its plan, so the "
-        f"generator was the limit and not the server. {held} may hold more than could be tried."
+        f"{found.arm}: at {wording.number(found.behind)} requests/s the load generator fell behind its plan by so much "
+        f"that the limit may be the generator's. {held} may hold more than could be tried."
     )
 
 

@@ -13,7 +13,8 @@ def method(study: Study) -> Part:
     text = [
         "The unit is the run: a fresh server (and a fresh MPS daemon where MPS is on), a warm-up that is dropped, then "
         "one counted load. A run with MPS on counts only if every worker was a proven client of the daemon, one with "
-        "MPS off only if none was.",
+        "MPS off only if none was. One that does not count is made once more at the end of its block; whether a run "
+        "counts does not depend on its figures.",
         "Blocks are interleaved: each block runs every arm once, in an order drawn anew. A machine that warms up, or "
         "gets a neighbour, in the course of an hour then troubles all arms alike; with all runs of one arm first, it "
         "would look like a difference between them.",
