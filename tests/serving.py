@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import yaml
-from support import hear_hangups
+from support import hear_signals
 
 from ts_mps.guardian.state import load_state
 from ts_mps.guardian.status import look
@@ -154,7 +154,7 @@ class Serving:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=hear_hangups,
+            preexec_fn=hear_signals,
         )
 
     def link_checkout(self) -> None:

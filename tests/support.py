@@ -78,9 +78,10 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
     return True
 
 
-def hear_hangups() -> None:
-    """Before a child's exec: what nohup set would be inherited, and the child ignore SIGHUP."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def hear_signals() -> None:
+    """Before a child's exec: what nohup and a shell's & set would be inherited, and the child ignore these signals."""
+    for signum in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, signal.SIG_DFL)
 
 
 def pack(archive: Path, content: str) -> None:

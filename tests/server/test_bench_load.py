@@ -19,6 +19,7 @@ import psutil
 import pytest
 import requests
 from load_server import Manners, load_server
+from support import hear_signals
 
 from ts_mps.bench.histogram import percentile, total, within
 from ts_mps.bench.load import LoadError, Spec, generate, record_references, write_bodies
@@ -225,7 +226,8 @@ def test_ending_the_process_that_asked_ends_the_load(bodies: Path, signum: int) 
         "generate(Spec(sys.argv[1], '/x', Load('closed', 4, 0.0, 60.0, 0.0, 1), Path(sys.argv[2]), 2), [])"
     )
     with load_server() as (url, _):
-        asking = subprocess.Popen([sys.executable, "-c", code, url, str(bodies)], cwd=ROOT, stderr=subprocess.PIPE)
+        command = [sys.executable, "-c", code, url, str(bodies)]
+        asking = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, preexec_fn=hear_signals)
         deadline = time.monotonic() + 20
         while len(generators()) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import SIMULATOR, eventually, gone, hear_hangups, mps_processes, simulated_gpu
+from support import SIMULATOR, eventually, gone, hear_signals, mps_processes, simulated_gpu
 
 from ts_mps.cli import doctor as doctor_verb
 from ts_mps.cli.main import main
@@ -276,7 +276,7 @@ def test_a_signal_leaves_nothing(simulator, short_dir, home, signum):
     )
     environ = {**simulator, "TS_MPS_HOME": str(short_dir), "SIM_CUDA_CLIENTS": "100"}
     verb = subprocess.Popen(
-        [sys.executable, "-c", script], env=environ, stderr=subprocess.PIPE, text=True, preexec_fn=hear_hangups
+        [sys.executable, "-c", script], env=environ, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals
     )
     try:
         assert eventually(lambda: len(clients_of(short_dir)) >= 2, 30)
