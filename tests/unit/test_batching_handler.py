@@ -511,6 +511,17 @@ def test_a_lost_device_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(served.runs) == 1
 
 
+def test_a_worker_that_leaves_by_itself_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of ts-mps does, which puts this into TorchServe's context."""
+    told: list[str] = []
+    monkeypatch.setattr(Context, "device_lost", lambda self, error: told.append(str(error)), raising=False)
+    monkeypatch.setattr(handler_module, "survives", lambda device: False)
+    monkeypatch.setattr(handler_module, "leave_after_answering", _raises(AssertionError()))
+    served = start()
+    check(batch := [send([[FAILS_IN_RUN]], 503), send({"instances": 5}, 422)], serve(served, batch))
+    assert len(told) == 1
+
+
 def test_a_device_that_survives_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler_module, "leave_after_answering", _raises(AssertionError()))
     check([one := send([[FAILS_IN_RUN]], 500)], serve(start(), [one]))

@@ -4,164 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from ts_mps.batching import respond
-from ts_mps.batching.batch import LENGTHS, Batch, Results
-from ts_mps.batching.cuda_runner import CudaRunner
+from ts_mps.batching.batch import LENGTHS, Results
+from ts_mps.batching.contract import Contract
 from ts_mps.batching.device import choose_device, choose_dtype, leave, leave_after_answering, survives
 from ts_mps.batching.errors import DeviceLost, RequestError, requests_fault, where
 from ts_mps.batching.gather import Chunk, Pool
 from ts_mps.batching.grid import Grid
-from ts_mps.batching.host_runner import HostRunner
-from ts_mps.batching.instances import Array, Input, Instances
+from ts_mps.batching.instances import Array, Instances
 from ts_mps.batching.intake import Intake
-from ts_mps.batching.load import compiled, load_model
 from ts_mps.batching.metrics import BatchReport, Emitter
-from ts_mps.batching.options import BatchingOptions, Strict, read_config
+from ts_mps.batching.options import read_config
 from ts_mps.batching.pipeline import Outcome, Pipeline
 from ts_mps.batching.request import Request, Style
-from ts_mps.batching.runner import Fill, Runner
+from ts_mps.batching.runner import Fill
 
 _log = logging.getLogger(__name__)
 
 
-class BatchHandler:
+class BatchHandler(Contract):
     """A TorchServe handler that makes the most of a batch.
 
     A subclass declares ``inputs`` and writes :meth:`decode`, :meth:`run` and :meth:`encode`, and :meth:`collate` where
     padding each column is not all there is to do. TorchServe wants exactly one class in a handler's file, so options of
-    its own go into a nested class ``Options``.
-
-    Attributes:
-        inputs: The model's inputs by name. May be set in :meth:`load` where it depends on the model.
-        Options: What the section ``handler`` of model-config.yaml may hold.
-        parallel_decode: Whether decoding gains from threads, as libraries do that release the interpreter's lock.
-        finite_results: Whether a result that is NaN or infinite is an error; JSON has neither.
-        options: The section ``handler``, validated.
-        batching: The section ``batching``, validated.
-        model: What :meth:`load` returned, in eval mode, on the device, in the dtype of the options.
-        device: The worker's device.
-        dtype: What the model computes in.
+    its own go into a nested class ``Options``. What may be declared and replaced stands in
+    :class:`ts_mps.batching.contract.Contract`.
     """
-
-    inputs: Mapping[str, Input]
-    parallel_decode: ClassVar[bool] = False
-    finite_results: ClassVar[bool] = True
-
-    class Options(Strict):
-        """No options."""
-
-    options: Any
-    batching: BatchingOptions
-    model: torch.nn.Module
-    device: torch.device
-    dtype: torch.dtype
-
-    # -- what a handler writes -------------------------------------------------------------------------------------
-
-    def load(self, folder: Path) -> torch.nn.Module:
-        """Load the model on the CPU.
-
-        Args:
-            folder: Where TorchServe unpacked the archive.
-
-        Returns:
-            The model; it is moved to the device and the dtype afterwards.
-
-        Raises:
-            ConfigError: It cannot be loaded.
-        """
-        return load_model(folder, self._manifest)
-
-    def decode(self, request: Request) -> Instances:
-        """Decode one request.
-
-        Returns:
-            At least one instance, with a column for each input.
-
-        Raises:
-            RequestError: It is malformed; its client gets the sentence and the status, the others their answers.
-        """
-        raise NotImplementedError
-
-    def prepare(self, requests: list[Instances]) -> list[Instances]:
-        """Work that pays off over all requests at once, as batched tokenisation does.
-
-        Args:
-            requests: What was decoded.
-
-        Returns:
-            The same number of entries, in the same order. If it raises, it is called again for each request alone.
-        """
-        return requests
-
-    def collate(self, parts: Sequence[Instances], arrays: Mapping[str, Array]) -> None:
-        """Write the instances of one run into the host memory from which they are copied to the device.
-
-        Args:
-            parts: The instances, in the order of the rows.
-            arrays: For each input [rows, ...] at its padded shape. Everything must be written, padding too: the memory
-                is used again and again.
-        """
-        for name, one in self.inputs.items():
-            array, row = arrays[name], 0
-            if one.has_length:
-                array.fill(one.pad)
-                for part in parts:
-                    for value in part.columns[name]:
-                        array[row, : len(value)] = value
-                        row += 1
-            else:
-                for part in parts:
-                    array[row : row + len(part)] = part.columns[name]
-                    row += len(part)
-                array[row:] = one.pad
-
-    def run(self, batch: Batch) -> torch.Tensor | Mapping[str, torch.Tensor]:
-        """Run the model.
-
-        It is captured into CUDA graphs: it must compute on the device alone, and always the same for one shape.
-
-        Returns:
-            [rows, ...], or several of them by name.
-        """
-        raise NotImplementedError
-
-    def encode(self, result: Mapping[str, Any], request: Request) -> Any:
-        """The answer for one instance.
-
-        Args:
-            result: By name, the instance's part of what :meth:`run` returned: arrays, or numbers if it has one each.
-            request: The request that it came with.
-
-        Returns:
-            Anything that JSON can hold.
-        """
-        raise NotImplementedError
-
-    def encode_request(self, results: Results, request: Request) -> Any:
-        """The answer for one request: a list of its instances' answers, or its only one's, unless overridden."""
-        count = len(next(iter(results.values())))
-        answers = [self.encode({name: array[row] for name, array in results.items()}, request) for row in range(count)]
-        return respond.shaped(answers, request)
-
-    def outputs(self, results: Results, request: Request) -> Mapping[str, Any]:
-        """What a KServe v2 or binary answer holds: arrays [n, ...] by name, or lists of texts."""
-        return results
-
-    def make_runner(self, grid: Grid) -> Runner:
-        """The runner; a handler whose model is more than one call replaces it."""
-        model = compiled(self.run, self.batching.compile, len(grid.shapes())) if self.batching.compile else self.run
-        if self.device.type == "cuda":
-            return CudaRunner(model, grid, self.device, self.dtype, graphs=self.batching.cuda_graphs)
-        return HostRunner(model, grid, self.dtype)
 
     # -- what TorchServe calls -------------------------------------------------------------------------------------
 
@@ -172,7 +48,7 @@ class BatchHandler:
             ConfigError: model-config.yaml or the model cannot be used; the load stops.
         """
         properties = context.system_properties
-        self._manifest: Mapping[str, Any] = context.manifest or {}
+        self._manifest = context.manifest or {}
         self.batching, self.options = read_config(context.model_yaml_config, self.Options)
         self.device = choose_device(properties.get("gpu_id"))
         self.dtype = choose_dtype(self.batching.dtype)
@@ -207,7 +83,7 @@ class BatchHandler:
         errors: dict[int, RequestError] = {}
         instances = self._intake().take(requests, errors)
         decoded = time.perf_counter()
-        outcome = self._run(instances, errors)
+        outcome = self._run(instances, errors, context)
         ran = time.perf_counter()
         answers = [self._answer(index, request, outcome, errors, context) for index, request in enumerate(requests)]
         counts = self._runner.counts
@@ -243,7 +119,7 @@ class BatchHandler:
             threads=self._threads,
         )
 
-    def _run(self, instances: dict[int, Instances], errors: dict[int, RequestError]) -> Outcome:
+    def _run(self, instances: dict[int, Instances], errors: dict[int, RequestError], context: Any) -> Outcome:
         if not instances:
             return Outcome()
         self._instances = instances
@@ -254,7 +130,9 @@ class BatchHandler:
             # On one line, or TorchServe might read what a client sent as a line of its own.
             _log.error("The GPU was lost: %s", " ".join(str(error).split())[:300])
             self._lost = True
-            leave_after_answering()
+            # A worker of ts-mps says what it knows better than a handler, and leaves with this batch's answer.
+            told = getattr(context, "device_lost", None)
+            told(error) if told is not None else leave_after_answering()
             for index in instances:
                 errors[index] = RequestError("The GPU failed and this worker is being replaced; send it again.", 503)
             return Outcome()
