@@ -1,19 +1,37 @@
-"""Whether a worker is inside a batch, as another process can see it."""
+"""What a worker is at, and what its guardian wants of it, as a page that both share. Neither needs a system call."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+from enum import IntEnum
 from pathlib import Path
 
 
-class Activity:
-    """Two counters in a shared page: batches taken, batches answered. Writing costs no system call.
+class Attention(IntEnum):
+    """How a worker shall look at the batches that it is given; the guardian writes it."""
 
-    A stop reads them to see who is busy: a busy MPS client must not be killed outright.
+    #: Serve them all.
+    NONE = 0
+    #: Look whether one is a word of the guardian (:mod:`ts_mps.torchserve.word`), and serve the others.
+    LISTEN = 1
+    #: The same, and answer the others at once: the instance is being stopped, and they came too late.
+    REFUSE = 2
+
+
+class Activity:
+    """Two counters in a shared page, batches taken and batches answered; then what the guardian wants.
+
+    A stop reads the counters to see who is busy: a busy MPS client must not be killed outright.
     """
 
     _FORMAT = struct.Struct("=QQ")
+    #: Attention, and the secret that a word must know: anybody may send requests, only the guardian writes here.
+    _ASKED = struct.Struct("=BQ")
+    _ATTENTION = _FORMAT.size
+    _PARKED = _ATTENTION + _ASKED.size
+    _SIZE = _PARKED + 1
 
     def __init__(self, page: mmap.mmap) -> None:
         self._page = page
@@ -21,10 +39,10 @@ class Activity:
 
     @classmethod
     def create(cls, path: Path) -> Activity:
-        """A page with both counters at zero, for the worker."""
-        path.write_bytes(bytes(cls._FORMAT.size))
+        """A page with everything at zero, for the worker."""
+        path.write_bytes(bytes(cls._SIZE))
         with path.open("r+b") as stream:
-            return cls(mmap.mmap(stream.fileno(), cls._FORMAT.size))
+            return cls(mmap.mmap(stream.fileno(), cls._SIZE))
 
     def begin(self) -> None:
         """A batch has been taken."""
@@ -36,11 +54,70 @@ class Activity:
         self._answered = self._taken
         self._FORMAT.pack_into(self._page, 0, self._taken, self._answered)
 
+    @property
+    def attention(self) -> int:
+        """One of :class:`Attention`."""
+        return self._page[self._ATTENTION]
+
+    @property
+    def secret(self) -> int:
+        """What the guardian last wrote beside :attr:`attention`."""
+        return int(self._ASKED.unpack_from(self._page, self._ATTENTION)[1])
+
+    def park(self, parked: bool) -> None:
+        """Whether the worker waits with a word of the guardian in its hands, so that TorchServe gives it no batch."""
+        self._page[self._PARKED] = int(parked)
+
+    @classmethod
+    def ask(cls, path: Path, attention: Attention, secret: int = 0) -> None:
+        """Ask the worker that writes this page for its attention.
+
+        Args:
+            path: The page.
+            attention: What is asked.
+            secret: Of 64 bits; what a word must say to be one.
+
+        Raises:
+            OSError: There is no such page.
+        """
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, cls._ASKED.pack(attention, secret), cls._ATTENTION)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def is_parked(cls, path: Path) -> bool:
+        """Whether the worker that writes this page is parked; False where there is no page."""
+        page = cls._read(path)
+        return page is not None and bool(page[cls._PARKED])
+
+    @classmethod
+    def batch(cls, path: Path) -> int | None:
+        """The number of the batch that the worker that writes this page is inside; None between batches, or where
+        there is no page."""
+        page = cls._read(path)
+        if page is None:
+            return None
+        taken, answered = cls._FORMAT.unpack_from(page)
+        return int(taken) if taken != answered else None
+
+    @classmethod
+    def taken(cls, path: Path) -> int:
+        """How many batches the worker that writes this page has taken; 0 where there is no page."""
+        page = cls._read(path)
+        return 0 if page is None else int(cls._FORMAT.unpack_from(page)[0])
+
     @classmethod
     def is_busy(cls, path: Path) -> bool:
         """Whether the worker that writes this page is inside a batch; False where there is no page."""
+        return cls.batch(path) is not None
+
+    @classmethod
+    def _read(cls, path: Path) -> bytes | None:
+        """The page; None where there is none, or where it is just being made."""
         try:
-            taken, answered = cls._FORMAT.unpack(path.read_bytes())
-        except (OSError, struct.error):
-            return False
-        return bool(taken != answered)
+            page = path.read_bytes()
+        except OSError:
+            return None
+        return page if len(page) == cls._SIZE else None

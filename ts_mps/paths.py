@@ -103,6 +103,11 @@ class InstancePaths:
         return self.root / "stop.json"
 
     @property
+    def changes(self) -> Path:
+        """What verbs ask the running guardian to change, and its answers."""
+        return self.root / "changes"
+
+    @property
     def config(self) -> Path:
         """The effective config.properties that TorchServe reads."""
         return self.root / "config.properties"
@@ -126,6 +131,21 @@ class InstancePaths:
     def failures(self) -> Path:
         """One file per worker that did not load."""
         return self.root / "failures"
+
+    @property
+    def events(self) -> Path:
+        """What happened, a line each."""
+        return self.root / "events.jsonl"
+
+    @property
+    def watched(self) -> Path:
+        """What the guardian saw at its last look."""
+        return self.root / "watched.json"
+
+    @property
+    def reported(self) -> Path:
+        """Which metrics TorchServe's frontend has been told."""
+        return self.root / "reported.json"
 
     @property
     def no_mps(self) -> Path:

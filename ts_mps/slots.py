@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ts_mps.activity import Activity
+from ts_mps.activity import Activity, Attention
 from ts_mps.errors import PlanError
 from ts_mps.files import is_locked, read_json, try_lock, write_json
+from ts_mps.holds import held_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.seats import holders_told, seat_holders, take_seat
@@ -69,6 +70,7 @@ class WorkerRecord:
         proof: That it is an MPS client; None without MPS, or while it loads.
         socket: TorchServe's socket to it, which outlives a SIGKILL.
         got: What it really got of its share; None while it loads.
+        listens: Whether it can be asked to leave (:mod:`ts_mps.torchserve.listening`).
     """
 
     slot: Slot
@@ -80,6 +82,7 @@ class WorkerRecord:
     proof: Proof | None = None
     socket: str | None = None
     got: Share | None = None
+    listens: bool = False
 
 
 class Claim:
@@ -100,9 +103,9 @@ class Claim:
         self.activity = Activity.create(_activity_file(instance, record.slot.number))
         self._save()
 
-    def ready(self, proof: Proof | None, got: Share | None = None) -> None:
+    def ready(self, proof: Proof | None, got: Share | None = None, *, listens: bool = False) -> None:
         """The model is loaded, with MPS the process is a proven client, and this is what it got."""
-        self.record = replace(self.record, state="ready", since=time.time(), proof=proof, got=got)
+        self.record = replace(self.record, state="ready", since=time.time(), proof=proof, got=got, listens=listens)
         self._save()
 
     def _save(self) -> None:
@@ -139,23 +142,36 @@ def claim(
         grace: Seconds to look for a planned slot before taking one beyond the plan.
 
     Raises:
-        PlanError: Every seat of the GPU is taken; the sentence says by whom.
+        PlanError: Every seat of the GPU is taken, or the model's free slots are held back; the sentence says by whom,
+            or why.
         OSError: The slot's files cannot be written.
     """
     mine = [slot for slot in plan.slots if slot.model == model and version == slot.version]
     mine = mine or [slot for slot in plan.slots if slot.model == model]
+    numbers = {slot.number for slot in mine}
     deadline = time.monotonic() + (grace if mine else 0.0)
     while True:
+        holds = held_back(instance)
         for slot in mine:
-            taken = try_lock(_lock_file(instance, slot.number))
+            taken = None if slot.number in holds else try_lock(_lock_file(instance, slot.number))
             if taken is not None:
                 return _seat(home, instance, plan, slot, True, taken, socket)
+        # A worker whose place is held back must not go beyond the plan instead.
+        waits = [h for n, h in holds.items() if n in numbers and not is_locked(_lock_file(instance, n))]
         if time.monotonic() >= deadline:
-            break
+            if not waits:
+                break
+            if not any(hold.soon(time.time()) for hold in waits):
+                raise PlanError(
+                    f"The free places of model {model} are held back: {waits[0].reason}",
+                    "See ts-mps status and ts-mps events; they are given out again after a while, or by a restart.",
+                )
         time.sleep(0.05)
     pattern = mine[0] if mine else Slot(0, model, version, None, threads=1)
     gpu = _roomiest(home, plan, {slot.gpu for slot in mine}) if on_gpu and plan.gpus else None
-    for number in range(len(plan.slots), len(plan.slots) + EXTRA_SLOTS):
+    # Slots keep their numbers when the plan is changed, so these need not be as many as there are slots.
+    first = max((slot.number for slot in plan.slots), default=-1) + 1
+    for number in range(first, first + EXTRA_SLOTS):
         taken = try_lock(_lock_file(instance, number))
         if taken is not None:
             return _seat(home, instance, plan, _beyond(pattern, number, version, gpu), False, taken, socket)
@@ -201,15 +217,27 @@ def _roomiest(home: Home, plan: Plan, planned_on: Iterable[str | None]) -> Plann
 
 def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
     """Every living worker of an instance, by its slot."""
+    return (record for record, living in records(instance) if living)
+
+
+def records(instance: InstancePaths) -> Iterator[tuple[WorkerRecord, bool]]:
+    """The last worker of every slot that had one, and whether it lives."""
     for lock in sorted(instance.slots.glob("*.lock")):
-        value = read_json(lock.with_suffix(".json")) if is_locked(lock) else None
+        # The record after the lock: whoever takes the slot writes its own record later.
+        living = is_locked(lock)
+        value = read_json(lock.with_suffix(".json"))
         if value is None:
             continue
         slot = Slot(**{**value["slot"], "cores": tuple(value["slot"]["cores"])})
         proof = Proof(**value["proof"]) if value["proof"] else None
         got = value.get("got")
         share = Share(**{**got, "cores": tuple(got["cores"])}) if got else None
-        yield WorkerRecord(**{**value, "slot": slot, "proof": proof, "got": share})
+        yield WorkerRecord(**{**value, "slot": slot, "proof": proof, "got": share}), living
+
+
+def batch_of(instance: InstancePaths, number: int) -> int | None:
+    """The number of the batch that the worker in this slot is inside; None between batches."""
+    return Activity.batch(_activity_file(instance, number))
 
 
 def sockets(instance: InstancePaths) -> tuple[Path, ...]:
@@ -221,6 +249,25 @@ def sockets(instance: InstancePaths) -> tuple[Path, ...]:
 def busy(instance: InstancePaths) -> tuple[WorkerRecord, ...]:
     """The living workers that are inside a batch."""
     return tuple(w for w in workers(instance) if Activity.is_busy(_activity_file(instance, w.slot.number)))
+
+
+def batches_taken(instance: InstancePaths) -> int:
+    """Batches that the workers in all slots have taken; another number than before means that there is traffic."""
+    return sum(Activity.taken(path) for path in instance.slots.glob("*.activity"))
+
+
+def ask(instance: InstancePaths, number: int, attention: Attention, secret: int = 0) -> None:
+    """Ask the worker in this slot for its attention.
+
+    Raises:
+        OSError: Nobody has ever been there.
+    """
+    Activity.ask(_activity_file(instance, number), attention, secret)
+
+
+def is_parked(instance: InstancePaths, number: int) -> bool:
+    """Whether the worker in this slot waits with a word of the guardian in its hands."""
+    return Activity.is_parked(_activity_file(instance, number))
 
 
 def _lock_file(instance: InstancePaths, number: int) -> Path:

@@ -22,10 +22,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ts_mps import slots
 from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
+from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.seats import seat_holders
-from ts_mps.slots import Claim, Proof, Share, busy, claim, sockets, workers
+from ts_mps.slots import (
+    Claim,
+    Proof,
+    Share,
+    batch_of,
+    busy,
+    claim,
+    records,
+    sockets,
+    workers,
+)
 
 GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
 
@@ -382,3 +393,57 @@ class TestActivity:
         if content is not None:
             (tmp_path / "page").write_bytes(content)
         assert not Activity.is_busy(tmp_path / "page")
+
+
+class TestHolds:
+    def test_a_worker_is_refused_with_the_reason_and_takes_no_place_beyond_the_plan(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0))
+        hold_back(instance, {0: Hold("It crashed again and again."), 1: Hold("It crashed.", time.time() + 500)})
+        with pytest.raises(PlanError, match="places of model m are held back: It crashed again and again"):
+            claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
+        assert list(workers(instance)) == [] and seat_holders(home.gpu(GPUS[0])) == ()
+
+    def test_the_place_of_one_that_still_dies_is_waited_for_before_a_refusal(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0))
+        hold_back(instance, {0: Hold("It crashed again and again.")})
+        dying = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        timer = threading.Timer(0.3, dying.release)
+        timer.start()
+        assert claim(home, instance, plan, "m", "1.0", on_gpu=True).record.slot.number == 1
+        timer.join()
+
+    def test_other_places_and_other_models_are_given_out(self, home, instance):
+        plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0), ("other", "1.0", 0))
+        hold_back(instance, {0: Hold("no")})
+        assert claim(home, instance, plan, "m", "1.0", on_gpu=True).record.slot.number == 1
+        assert claim(home, instance, plan, "other", "1.0", on_gpu=True).record.slot.number == 2
+
+    def test_who_is_in_a_place_that_is_held_back_stays_and_scaling_up_works(self, home, instance):
+        plan = make_plan(("m", "1.0", 0))
+        first = claim(home, instance, plan, "m", "1.0", on_gpu=True)
+        hold_back(instance, {0: Hold("no")})
+        assert [worker.slot.number for worker in workers(instance)] == [0]
+        assert not claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0).record.planned
+        assert first.record.planned
+
+    def test_a_short_hold_is_waited_for(self, home, instance):
+        plan = make_plan(("m", "1.0", 0))
+        until = time.time() + 0.4
+        hold_back(instance, {0: Hold("a pause", until)})
+        assert claim(home, instance, plan, "m", "1.0", on_gpu=True).record.slot.number == 0
+        assert time.time() >= until and held_back(instance) == {}
+
+    def test_the_file_is_no_record(self, home, instance):
+        hold_back(instance, {0: Hold("no", None)})
+        assert list(workers(instance)) == [] and sockets(instance) == ()
+        assert held_back(instance) == {0: Hold("no", None)}
+
+    def test_the_dead_are_still_on_record(self, home, instance):
+        held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True)
+        assert [living for _, living in records(instance)] == [True]
+        held.activity.begin()
+        assert batch_of(instance, 0) == 1
+        held.activity.end()
+        assert batch_of(instance, 0) is None
+        held.release()
+        assert [(record.pid, living) for record, living in records(instance)] == [(os.getpid(), False)]

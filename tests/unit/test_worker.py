@@ -5,8 +5,11 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +20,19 @@ from ts import model_service_worker as stock
 from ts.arg_parser import ArgParser
 
 from ts_mps.errors import MpsError
+from ts_mps.events import recorded
 from ts_mps.files import write_json
+from ts_mps.holds import Hold, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Proof, busy, claim, workers
+from ts_mps.profile.messages import load_message
+from ts_mps.slots import Proof, batch_of, busy, claim, workers
 from ts_mps.torchserve import numerics
 from ts_mps.torchserve import worker as module
 from ts_mps.torchserve.attach import environment, share_of
 from ts_mps.torchserve.config import DATA
 from ts_mps.torchserve.failures import KEPT, WorkerFailure, failures, record_failure
-from ts_mps.torchserve.worker import OUT_OF_RESOURCES, Worker
+from ts_mps.torchserve.worker import NotLoaded, Worker
 from ts_mps.torchserve.wrapper import wrapper_script
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
@@ -132,18 +138,46 @@ class TestLoad:
         assert record.got == share_of(PlannedGpu(0, UUID, "NVIDIA H200"))
         assert record.got.cores == tuple(sorted(os.sched_getaffinity(0))) and record.got.checked is None
 
-    def test_a_refusal_is_507_with_our_sentence(self, worker, home, instance, message, monkeypatch):
+    def test_a_refusal_is_recorded_with_our_sentence(self, worker, home, instance, message, monkeypatch):
         plan = write_plan(instance, workers=2, cap=1, gpu=True)
         held = claim(home, instance, plan, "m", "1.0", on_gpu=True)
         monkeypatch.setattr(module, "claim", lambda *words, **named: claim(*words, **named, grace=0.0))
         request = message("pass", gpu=0)
-        service, text, code = worker.load_model(request)
-        assert (service, code) == (None, OUT_OF_RESOURCES)
+        with pytest.raises(NotLoaded) as refused:
+            worker.load_model(request)
+        text = str(refused.value)
         assert "already has 1 of 1 MPS clients" in text and "refused before it touched CUDA" in text
         (failure,) = failures(instance)
         assert (failure.what, failure.traceback, failure.pid) == (text, "", os.getpid())
         assert worker.taken == [] and Path(request["handler"].decode()).stem not in sys.modules
         assert [record.slot.number for record in workers(instance)] == [held.record.slot.number]
+
+    def test_the_process_of_a_refused_worker_closes_its_connection_without_a_word(
+        self, home, instance, message, short_dir
+    ):
+        """TorchServe gathers requests for a worker whose LOAD is answered, whatever the answer says."""
+        write_plan(instance)
+        hold_back(instance, {0: Hold("It crashed again and again.")})
+        folder = message("pass")["modelPath"].decode()
+        name = str(short_dir / ".ts.sock.9001")
+        words = ["--sock-type", "unix", "--sock-name", name, "--metrics-config", str(DATA / "metrics.yaml")]
+        command = [sys.executable, "-m", "ts_mps.torchserve.worker", str(home.root), "default", "--", *words]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        with socket.socket(socket.AF_UNIX) as frontend:
+            frontend.settimeout(60)
+            while True:
+                try:
+                    frontend.connect(name)
+                    break
+                except OSError:
+                    assert process.poll() is None
+                    time.sleep(0.05)
+            frontend.sendall(load_message("m", folder, 1, "handler.py", None))
+            assert frontend.recv(1) == b""
+        told, _ = process.communicate(timeout=30)
+        assert process.returncode == 1 and "held back: It crashed again and again." in told
+        assert "Traceback" not in told and not Path(name).exists()
+        assert "are held back" in failures(instance)[0].what
 
     def test_a_value_error_is_recorded_and_ends_the_worker_as_in_torchserve(self, worker, instance, message):
         write_plan(instance)
@@ -157,10 +191,39 @@ class TestLoad:
     @pytest.mark.parametrize(("text", "code"), [("no such layer", 500), ("CUDA out of memory", 507)])
     def test_a_runtime_error_that_torchserve_swallows_is_recorded_too(self, worker, instance, message, text, code):
         write_plan(instance)
-        assert worker.load_model(message(f"raise RuntimeError('{text}')"))[2] == code
+        with pytest.raises(NotLoaded, match=f"^{code} - "):
+            worker.load_model(message(f"raise RuntimeError('{text}')"))
         (failure,) = failures(instance)
         assert failure.what == f"RuntimeError: {text}"
         assert "in initialize" in failure.traceback
+
+    @pytest.mark.parametrize("wrapped", [False, True])
+    def test_a_worker_that_loses_its_gpu_while_it_loads_leaves_without_an_answer(
+        self, worker, instance, message, monkeypatch, wrapped
+    ):
+        def leave():
+            raise SystemExit(70)
+
+        monkeypatch.setattr(module, "leave", leave)
+        write_plan(instance, gpu=True)
+        raised = "raise torch.AcceleratorError('CUDA error: an illegal memory access was encountered')"
+        body = f"try: {raised}\n        except RuntimeError: raise ValueError('no model')" if wrapped else raised
+        with pytest.raises(SystemExit):
+            worker.load_model(message(f"import torch\n        {body}", gpu=0))
+        (failure,) = failures(instance)
+        assert failure.again and "Error" in failure.what
+        (event,) = recorded(instance)
+        assert (event.kind, event.cause, event.gpu, event.model, event.pid) == (
+            "worker-fault",
+            "cuda-error-700",
+            UUID,
+            "m",
+            os.getpid(),
+        )
+        assert event.text == (
+            "A worker of model m lost GPU 0 (NVIDIA H200, GPU-00000000): CUDA error 700: "
+            "an illegal memory access was encountered."
+        )
 
     def test_without_a_plan_the_reason_is_recorded(self, worker, instance, message):
         with pytest.raises(ValueError, match="a plan of version None"):
@@ -222,7 +285,8 @@ class TestLimits:
         monkeypatch.setattr(numerics, "check", check)
         request = message("pass", gpu=0)
         text = "It computes wrong results. Another percentage."
-        assert worker.load_model(request) == (None, text, OUT_OF_RESOURCES)
+        with pytest.raises(NotLoaded, match=re.escape(text)):
+            worker.load_model(request)
         assert Path(request["handler"].decode()).stem not in sys.modules
         (failure,) = failures(instance)
         assert (failure.what, failure.traceback, failure.again) == (text, "evidence", False)
@@ -249,7 +313,9 @@ class TestLimits:
 class TestActivity:
     def service(self, worker, instance, monkeypatch, predict):
         write_plan(instance)
-        loaded = (SimpleNamespace(predict=predict), "loaded", 200)
+        service = SimpleNamespace(predict=predict, _entry_point=None, context=SimpleNamespace(model_yaml_config={}))
+        service.set_cl_socket = lambda connection: setattr(service, "cl_socket", connection)
+        loaded = (service, "loaded", 200)
         monkeypatch.setattr(stock.TorchModelServiceWorker, "load_model", lambda *_: loaded)
         service, _, _ = worker.load_model({"modelName": b"m", "modelPath": b"/none"})
         return service
@@ -271,6 +337,26 @@ class TestActivity:
         with pytest.raises(KeyError, match="batch"):
             service.predict("batch")
         assert busy(instance) == ()
+
+    def test_each_part_of_a_streamed_answer_counts_as_a_batch(self, worker, instance, monkeypatch):
+        """TorchServe's response timeout begins anew with each part, so what streams does not hang."""
+        ours, theirs = socket.socketpair()
+
+        def predict(batch):
+            numbers = [batch_of(instance, 0)]
+            for part in batch:
+                service.cl_socket.sendall(part)
+                numbers.append(batch_of(instance, 0))
+            return numbers
+
+        service = self.service(worker, instance, monkeypatch, predict)
+        service.set_cl_socket(ours)
+        assert service.predict([b"one", b"two"]) == [1, 2, 3]
+        assert theirs.recv(64) == b"onetwo" and service.cl_socket.fileno() == ours.fileno()
+        assert busy(instance) == ()
+        assert service.predict([]) == [4]
+        ours.close()
+        theirs.close()
 
     def test_with_async_comm_predict_stays_torchserves(self, worker, instance, monkeypatch):
         worker.async_comm = True
