@@ -16,6 +16,7 @@ import pytest
 from serving import BROKEN, ECHO
 from support import CONTROL, eventually, mps_processes, simulated_gpu
 
+from ts_mps.files import locked
 from ts_mps.gpu.inventory import read_inventory
 from ts_mps.mps.control import Control
 from ts_mps.torchserve.client import ApiError
@@ -271,26 +272,22 @@ class TestExclusive:
 
 
 class TestDeadDaemon:
-    def test_status_says_so_and_no_worker_runs_without_mps(self, mps):
+    def test_while_it_cannot_be_brought_back_no_worker_runs_without_mps(self, mps):
         mps.archive("client", CLIENT)
         start(mps, CUDA_VISIBLE_DEVICES="0")
-        (daemon,) = daemons(mps)
-        daemon.kill()
-        status = mps.ts_mps("status")
-        assert status.returncode == 7 and "GPU 0: its MPS daemon is gone" in status.stdout
-
-        (first,) = mps.workers()
-        os.kill(first.pid, signal.SIGKILL)
-        assert eventually(lambda: [w.pid for w in mps.workers()] not in ([], [first.pid]), 30)
-        (successor,) = mps.workers()
-        assert (successor.state, successor.slot) == ("loading", first.slot)
-        assert not (mps.folder / "seen" / str(successor.pid)).exists(), "the handler has not been loaded"
-        with pytest.raises(ApiError):
-            mps.state().endpoints.api(timeout=1.0).predict("client", b"")
-        assert mps.workers()[0].state == "loading"
-
-        again = {**mps.environ, **daemon_environ(mps)}
-        subprocess.run([CONTROL, "-d"], env=again, cwd="/", check=True)
+        files = mps.home.gpu(UUIDS[0])
+        with locked(files.lock):  # who starts or stops a daemon holds it, so nobody brings this one back
+            daemons(mps)[0].kill()
+            assert eventually(lambda: "its MPS daemon is gone" in mps.ts_mps("status").stdout, 10)
+            (first,) = mps.workers()
+            os.kill(first.pid, signal.SIGKILL)
+            assert eventually(lambda: [w.pid for w in mps.workers()] not in ([], [first.pid]), 30)
+            (successor,) = mps.workers()
+            assert (successor.state, successor.slot) == ("loading", first.slot)
+            with pytest.raises(ApiError):
+                mps.state().endpoints.api(timeout=1.0).predict("client", b"")
+            assert mps.workers()[0].state == "loading"
+            assert not (mps.folder / "seen" / str(successor.pid)).exists(), "the handler has not been loaded"
         assert eventually(lambda: [(w.pid, w.state) for w in mps.workers()] == [(successor.pid, "ready")], 30)
         assert mps.workers()[0].proof is not None
         assert eventually(lambda: mps.ts_mps("status").returncode == 0, 30)
@@ -307,13 +304,3 @@ class TestDeadDaemon:
         stopped = mps.ts_mps("stop")
         assert stopped.returncode == 0, stopped.stderr
         assert left(mps) == []
-
-
-def daemon_environ(mps) -> dict[str, str]:
-    """What the guardian gave the daemon of GPU 0."""
-    files = mps.home.gpu(UUIDS[0])
-    return {
-        "CUDA_VISIBLE_DEVICES": UUIDS[0],
-        "CUDA_MPS_PIPE_DIRECTORY": str(files.pipe),
-        "CUDA_MPS_LOG_DIRECTORY": str(files.log),
-    }

@@ -3,7 +3,8 @@
 SIM_GPUS is a JSON list, one object per GPU: uuid, name, compute_capability, memory_total, memory_free, cores, and
 optionally mig (true), no_mig (not supported), lost (every call fails), gpu_cores (CUDA cores), bus (PCI address),
 mig_instances (a list of objects: uuid, name, memory_total, memory_free, sms, slices; null for an empty place).
-SIM_NVML_MODES is a file that keeps the compute modes between processes; SIM_NVML_NO_PERMISSION=1 refuses to set one.
+SIM_NVML_LOST is a file with the UUIDs of GPUs that are lost by now. SIM_NVML_MODES is a file that keeps the compute
+modes between processes; SIM_NVML_NO_PERMISSION=1 refuses to set one.
 Without SIM_GPUS there is no driver.
 """
 
@@ -63,6 +64,11 @@ def _modes():
     return json.loads(path.read_text() or "{}") if path.exists() else {}
 
 
+def _lost(gpu):
+    path = Path(os.environ.get("SIM_NVML_LOST", os.devnull))
+    return gpu.get("lost") or (path.exists() and gpu["uuid"] in path.read_text())
+
+
 def nvmlInit():
     if "SIM_GPUS" not in os.environ:
         raise NVMLError_LibraryNotFound
@@ -84,7 +90,7 @@ def nvmlDeviceGetCount():
 
 def nvmlDeviceGetHandleByIndex(index):
     gpu = _gpus()[index]
-    if gpu.get("lost"):
+    if _lost(gpu):
         raise NVMLError_GpuIsLost
     return gpu
 
@@ -92,6 +98,8 @@ def nvmlDeviceGetHandleByIndex(index):
 def nvmlDeviceGetHandleByUUID(uuid):
     for gpu in _gpus():
         if gpu["uuid"] == uuid:
+            if _lost(gpu):
+                raise NVMLError_GpuIsLost
             return gpu
     raise NVMLError_NotFound
 

@@ -7,7 +7,8 @@ import pytest
 from ts.arg_parser import ArgParser
 
 from ts_mps.errors import UsageError
-from ts_mps.torchserve.arguments import OPTIONS, StartArguments, help_parser, parse
+from ts_mps.torchserve.arguments import StartArguments, help_parser, parse
+from ts_mps.torchserve.options import OPTIONS
 
 THEIRS = ArgParser.ts_parser()._option_string_actions
 WHOLE = [flag for flag, action in THEIRS.items() if flag.startswith("--") and action.dest != "help"]
@@ -61,6 +62,7 @@ VALUES = {
     "--exclusive": ("yes", True),
     "--wait-timeout": ("12.5", 12.5),
     "--drain-timeout": ("0", 0.0),
+    "--health-address": ("127.0.0.1:8083", ("127.0.0.1", 8083)),
     "--name": ("second", "second"),
     "--runtime-dir": ("/run/x", "/run/x"),
     "--json": ("1", True),

@@ -313,24 +313,19 @@ def test_effective_keeps_every_key(tmp_path):
     assert "user.properties" in path.read_text().splitlines()[0]
 
 
+METRICS = ("-m", "collector", "--gpus", "GPU-1,GPU-2")
+
+
 def test_default_overrides():
-    ours = config.default_overrides(_load(), ["GPU-1", "GPU-2"])
+    ours = config.default_overrides(_load(), METRICS)
     assert ours["metrics_mode"] == "prometheus"
     assert Path(ours["metrics_config"]).is_file()
-    script, *rest = ours["system_metrics_cmd"].split()
-    assert Path(script).is_file()
-    assert rest == ["--gpus", "GPU-1,GPU-2"]
-    assert "--gpus" not in config.default_overrides(_load(), [])["system_metrics_cmd"]
+    assert ours["system_metrics_cmd"] == "-m collector --gpus GPU-1,GPU-2"
 
 
 @pytest.mark.parametrize("key", ["metrics_mode", "metrics_config", "system_metrics_cmd"])
 def test_what_the_user_set_is_not_overridden(key):
-    assert key not in config.default_overrides(_load(f"{key}=mine"), [])
+    assert key not in config.default_overrides(_load(f"{key}=mine"), METRICS)
     if key != "system_metrics_cmd":
         environ = {f"TS_{key.upper()}": "mine"}
-        assert key not in config.default_overrides(_load("enable_envvars_config=true", environ), [])
-
-
-def test_metrics_command_that_torchserve_would_split_is_left_out(monkeypatch):
-    monkeypatch.setattr(config, "__file__", "/a folder/config.py")
-    assert "system_metrics_cmd" not in config.default_overrides(_load(), [])
+        assert key not in config.default_overrides(_load("enable_envvars_config=true", environ), METRICS)

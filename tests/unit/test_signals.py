@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -34,6 +36,46 @@ def test_they_come_in_the_order_of_their_coming(signals):
     send(signal.SIGINT)
     send(signal.SIGTERM)
     assert signals.wait(5.0) == (signal.SIGINT, signal.SIGTERM)
+
+
+def test_a_hang_up_asks_for_a_reload_and_ends_nothing(signals):
+    send(signal.SIGHUP)
+    assert signals.wait(5.0) == ()
+    assert signals.hung_up() and not signals.hung_up(), "it is reported once"
+    send(signal.SIGHUP, signal.SIGTERM)
+    assert signals.wait(5.0) == (signal.SIGTERM,) and signals.hung_up()
+
+
+AT_A_TERMINAL = """
+import sys
+from pathlib import Path
+from ts_mps.guardian.signals import Signals
+with Signals() as signals:
+    print("ready", flush=True)
+    ending = signals.wait(20.0)
+    Path(sys.argv[1]).write_text(f"{list(map(int, ending))} {signals.hung_up()}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("closed", "nohup", "said"),
+    [(True, False, f"[{int(signal.SIGHUP)}] False"), (True, True, "[] True"), (False, False, "[] True")],
+)
+def test_a_terminal_that_is_closed_ends_and_a_hang_up_from_elsewhere_reloads(tmp_path, closed, nohup, said):
+    noted = tmp_path / "noted"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", AT_A_TERMINAL, str(noted)])
+    try:
+        assert b"ready" in os.read(terminal, 100)
+        if not closed:
+            os.kill(pid, signal.SIGHUP)
+    finally:
+        if closed:
+            os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert noted.read_text() == said
 
 
 def test_a_childs_death_wakes_the_wait_and_ends_nothing(signals):

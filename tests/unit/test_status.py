@@ -13,9 +13,12 @@ from rich.console import Console
 
 from ts_mps.cli.render import status_text
 from ts_mps.files import write_json
+from ts_mps.guardian import problems
 from ts_mps.guardian import status as module
+from ts_mps.guardian.instance import GpuStatus, Status
 from ts_mps.guardian.state import GpuState, State, myself
-from ts_mps.guardian.status import Status, look
+from ts_mps.guardian.status import look
+from ts_mps.mps.control import Control, DaemonNotFound, DaemonTimeout
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.slots import Claim, Proof, Share, claim
@@ -27,6 +30,9 @@ UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")
 LIMITED = Slot(0, "m", "1.0", UUID, thread_percentage=50.0, memory_limit="1536M", priority=1, cores=(0, 1, 5), sms=66)
 GOT = Share(66, 50.0, 1536 * 2**20, 1, (0, 1, 5), checked=0.25)
+
+#: The real one, which the fixture replaces.
+DAEMON = module._daemon
 
 Serve = Callable[[Slot, Share | None], Status]
 
@@ -156,3 +162,28 @@ def test_a_plan_of_another_version_is_a_problem_and_no_traceback(serve, paths):
     status = look(paths)
     assert status is not None
     assert "a plan of version 1" in status.problems[-1] and str(paths.plan) in status.problems[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "daemon", "problem"),
+    [
+        (DaemonNotFound("No daemon."), "gone", "GPU 0: its MPS daemon is gone; workers cannot be started on it."),
+        (DaemonTimeout("No answer."), "hung", "GPU 0: its MPS daemon does not answer."),
+    ],
+)
+def test_a_daemon_that_hangs_is_not_one_that_is_gone(serve, paths, monkeypatch, simulator, error, daemon, problem):
+    serve(LIMITED, GOT)
+    monkeypatch.setattr(module, "_daemon", DAEMON)
+
+    def fail(_: Control) -> tuple[int, ...]:
+        raise error
+
+    monkeypatch.setattr(Control, "servers", fail)
+    status = look(paths)
+    assert status is not None
+    assert status.gpus[0].daemon == daemon and problem in status.problems
+
+
+def test_one_of_several_servers_in_fault_is_a_problem():
+    gpu = GpuStatus(1, UUID, "NVIDIA H200", "running", "ACTIVE, FAULT", 3, 48, "/pipe")
+    assert problems.of_gpus([gpu]) == ["GPU 1: its MPS server is in ACTIVE, FAULT."]

@@ -21,9 +21,10 @@ from ts_mps.demo import run
 from ts_mps.demo.client import DemoLoad
 from ts_mps.errors import NotReadyError, TsMpsError
 from ts_mps.guardian import background
+from ts_mps.guardian.instance import RESULT_VERSION, Status
 from ts_mps.guardian.prepare import Prepared, prepare
 from ts_mps.guardian.state import load_state
-from ts_mps.guardian.status import RESULT_VERSION, Status, look
+from ts_mps.guardian.status import look
 from ts_mps.guardian.stop import stop
 from ts_mps.paths import resolve_home
 from ts_mps.torchserve.arguments import StartArguments, parse

@@ -14,7 +14,7 @@ from ts_mps.cli import probe_cap
 from ts_mps.cli.render import print_json, show
 from ts_mps.doctor.examine import examine
 from ts_mps.errors import PreflightError, UsageError
-from ts_mps.guardian.status import RESULT_VERSION
+from ts_mps.guardian.instance import RESULT_VERSION
 from ts_mps.torchserve.arguments import help_parser, parse
 
 _MARKS = {"ok": "[green]OK     [/]", "warning": "[yellow]warning[/]", "error": "[bold red]error  [/]"}

@@ -14,7 +14,7 @@ from ts_mps.cli.interruptible import interruptible
 from ts_mps.cli.options import VerbParser
 from ts_mps.cli.render import print_json, progress, show
 from ts_mps.doctor.cap import CapResult, measure_cap
-from ts_mps.guardian.status import RESULT_VERSION
+from ts_mps.guardian.instance import RESULT_VERSION
 from ts_mps.paths import resolve_home
 
 FLAG = "--probe-cap"

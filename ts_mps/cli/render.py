@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ts_mps.errors import TsMpsError
-from ts_mps.guardian.status import RESULT_VERSION, Status, WorkerStatus
+from ts_mps.guardian.instance import RESULT_VERSION, Status, WorkerStatus
 from ts_mps.slots import Share
 
 

@@ -16,6 +16,7 @@ from ts_mps.guardian import background
 from ts_mps.guardian.loop import Guardian
 from ts_mps.guardian.prepare import Prepared, prepare
 from ts_mps.guardian.status import look
+from ts_mps.guardian.takeover import take_over
 from ts_mps.paths import resolve_home
 from ts_mps.torchserve.arguments import help_parser, parse
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if parsed.stop:
         return stop_instance(resolve_home(parsed.runtime_dir, os.environ, create=False), parsed.name, None, parsed.json)
-    prepared = prepare(parsed, os.environ, Path.cwd())
+    prepared = take_over(parsed, os.environ, Path.cwd()) or prepare(parsed, os.environ, Path.cwd())
     for sentence in prepared.notes:
         note(sentence)
     if parsed.foreground:

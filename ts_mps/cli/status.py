@@ -1,27 +1,34 @@
-"""``ts-mps status``: what runs, and whether it is as planned."""
+"""``ts-mps status``: what runs, and whether it is as planned; for probes, whether it is ready."""
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-
-from rich.live import Live
 
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, show, status_text
 from ts_mps.errors import NotRunningError
-from ts_mps.guardian.status import Status, look
-from ts_mps.paths import InstancePaths
-
-#: Seconds between two drawings; a look makes TorchServe start one nvidia-smi per worker.
-REDRAW_EVERY = 2.0
+from ts_mps.guardian import readiness
+from ts_mps.guardian.state import load_state
+from ts_mps.paths import Home, InstancePaths
 
 
 def parser() -> argparse.ArgumentParser:
     """The verb's options."""
     options = instance_parser("status", "Show an instance. The exit code is 0 only if all is as planned.")
-    options.add_argument("--watch", action="store_true", help="redraw every 2 s until Ctrl-C")
+    either = options.add_mutually_exclusive_group()
+    either.add_argument(
+        "--watch",
+        action="store_true",
+        help="show readiness and each model's throughput every 2 s until Ctrl-C, and the rest every 10 s; lines where "
+        "the output is no terminal, with --json one object a line",
+    )
+    either.add_argument(
+        "--ready",
+        action="store_true",
+        help="for probes: exit code 0 only if every planned worker is ready and attached and TorchServe lives, else 7 "
+        "and why; reads files only, and believes the guardian's look for 10 s",
+    )
     return options
 
 
@@ -30,13 +37,20 @@ def main(arguments: Sequence[str]) -> int:
     parsed = parser().parse_args(arguments)
     home = home_of(parsed)
     paths = home.instance(parsed.name)
-    status = _look(paths, [p.name for p in home.instances()])
+    if parsed.ready:
+        return _ready(paths, as_json=parsed.json)
+    # A probe does not pay for what only these need.
+    from ts_mps.cli.watch import watch
+    from ts_mps.guardian.status import look
+
     if parsed.watch:
-        with Live(status_text(status), screen=True, auto_refresh=False) as live:
-            while True:
-                time.sleep(REDRAW_EVERY)
-                status = look(paths) or status
-                live.update(status_text(status), refresh=True)
+        if load_state(paths) is None:
+            raise _unknown(home, paths)
+        watch(paths, as_json=parsed.json)
+        return 0
+    status = look(paths)
+    if status is None:
+        raise _unknown(home, paths)
     if parsed.json:
         print_json(status.as_json())
     else:
@@ -44,9 +58,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if status.as_planned else NotRunningError.exit_code
 
 
-def _look(paths: InstancePaths, known: list[str]) -> Status:
-    status = look(paths)
-    if status is None:
-        others = f" Instances here: {', '.join(known)}." if known else ""
-        raise NotRunningError(f"Instance {paths.name} has never been started in {paths.root.parent.parent}.{others}")
-    return status
+def _unknown(home: Home, paths: InstancePaths) -> NotRunningError:
+    known = [other.name for other in home.instances()]
+    others = f" Instances here: {', '.join(known)}." if known else ""
+    return NotRunningError(f"Instance {paths.name} has never been started in {home.root}.{others}")
+
+
+def _ready(paths: InstancePaths, *, as_json: bool) -> int:
+    seen = readiness.see(paths)
+    reasons = readiness.not_ready(seen)
+    if as_json:
+        print_json(readiness.as_json(seen))
+    elif reasons:
+        print("\n".join(reasons))
+    else:
+        print("ready")
+    return NotRunningError.exit_code if reasons else 0

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, progress, show
 from ts_mps.errors import TsMpsError, UsageError
-from ts_mps.guardian.status import RESULT_VERSION
+from ts_mps.guardian.instance import RESULT_VERSION
 from ts_mps.guardian.stop import stop
 from ts_mps.paths import Home
 

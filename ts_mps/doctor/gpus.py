@@ -54,7 +54,12 @@ def _driver(found: Findings, inventory: Inventory) -> None:
             "list them. Without a GPU models are served on the CPU.",
         )
     elif inventory.problem:
-        found.warn("driver", inventory.problem, "Look at it with nvidia-smi; the other GPUs are used without it.")
+        found.warn(
+            "driver",
+            inventory.problem,
+            "Look at it with nvidia-smi and in the kernel's log (dmesg): a GPU that is lost (Xid 79, fallen off the "
+            "bus) needs a restart of the machine. The other GPUs are used without it.",
+        )
     else:
         found.ok("driver", f"NVIDIA driver {inventory.driver_version}, {len(inventory.gpus)} GPU(s).")
 

@@ -8,6 +8,7 @@ import sys
 from ts_mps.errors import PreflightError
 from ts_mps.files import write_json
 from ts_mps.guardian.choice import unmanaged
+from ts_mps.guardian.metrics import command as metrics_command
 from ts_mps.guardian.prepare import Prepared, torchserve_pid_file
 from ts_mps.guardian.ready import Expected
 from ts_mps.guardian.state import GpuState, State, guardian_lives, load_state, myself
@@ -27,15 +28,16 @@ def write_folder(prepared: Prepared, state: State) -> None:
         OSError: It cannot be written.
     """
     paths = prepared.paths
-    for folder in (paths.slots, paths.bin, paths.failures, paths.no_mps):
+    for folder in (paths.slots, paths.bin, paths.failures, paths.no_mps, paths.changes):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
     if prepared.mps.on:
         for gpu in prepared.gpus:
             prepared.home.gpu(gpu.uuid).seats.mkdir(mode=0o700, parents=True, exist_ok=True)
-    paths.stop_request.unlink(missing_ok=True)
+    for file in (paths.stop_request, paths.watched):
+        file.unlink(missing_ok=True)
     write_json(paths.plan, prepared.plan.as_json())
-    overrides = default_overrides(prepared.config, [gpu.uuid for gpu in prepared.gpus])
+    overrides = default_overrides(prepared.config, metrics_command(paths, [gpu.uuid for gpu in prepared.gpus]))
     overrides["initial_worker_port"] = str(state.worker_port)
     if prepared.inventory.gpus:
         overrides["number_of_gpu"] = str(len(prepared.gpus))

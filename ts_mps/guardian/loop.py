@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ts_mps.errors import PreflightError, TsMpsError
 from ts_mps.files import read_json, try_lock
+from ts_mps.guardian.health import Health
+from ts_mps.guardian.keeper import Keeper
 from ts_mps.guardian.launch import expected, first_state, write_folder
-from ts_mps.guardian.prepare import Prepared, server_command
+from ts_mps.guardian.notify import Notifier
+from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.ready import Evidence, wait_ready
+from ts_mps.guardian.server import Server, note_pid
 from ts_mps.guardian.signals import Interrupted, Signals
-from ts_mps.guardian.state import State
+from ts_mps.guardian.state import State, myself
 from ts_mps.guardian.takedown import take_down
 from ts_mps.mps.daemon import Lease, acquire, adopt
 from ts_mps.processes import ProcessId
-from ts_mps.torchserve import pid_file
-from ts_mps.torchserve.command import server_environment
 
 #: Seconds between two looks at what runs.
 LOOK_EVERY = 1.0
 #: Seconds between two tries to write during a start.
 SAVE_EVERY = 2.0
-#: Statuses with which java ends when it was told to: a JVM answers SIGTERM with 143 and SIGINT with 130.
-TOLD_TO_END = (0, 130, 143)
 
 
 def unwritable(prepared: Prepared, error: OSError) -> PreflightError:
@@ -51,8 +50,9 @@ class Guardian:
         self._prepared = prepared
         self._tell = report
         self._leases: dict[str, Lease] = {}
-        self._java: subprocess.Popen[bytes] | None = None
-        self._state = first_state(prepared)
+        self._server: Server | None = None
+        self._notifier = Notifier.from_environment(prepared.environ)
+        self._state = _state(prepared)
         self._next_save = 0.0
 
     def run(self, ready: Callable[[], None]) -> int:
@@ -72,12 +72,20 @@ class Guardian:
         if lock is None:
             raise TsMpsError(f"Instance {self._prepared.paths.name} is already being started.")
         try:
-            with Signals() as signals:
+            with self._health(), Signals() as signals:
                 return self._run(signals, ready)
         finally:
             os.close(lock)
 
+    def _health(self) -> AbstractContextManager[object]:
+        address = self._prepared.arguments.health_address
+        return Health(self._prepared.paths, *address) if address else nullcontext()
+
     def _run(self, signals: Signals, ready: Callable[[], None]) -> int:
+        if self._prepared.taken_over is not None:
+            # Outside of what is undone: where this fails, what serves is left to serve.
+            self._take_over()
+            return self._serve(signals, ready)
         try:
             self._start(signals)
         except Interrupted as interrupted:
@@ -94,12 +102,15 @@ class Guardian:
         except BaseException as error:
             self._undo(signals, f"The guardian failed: {error!r}")
             raise
+        return self._serve(signals, ready)
+
+    def _serve(self, signals: Signals, ready: Callable[[], None]) -> int:
         try:
-            with suppress(
-                OSError
-            ):  # nobody reads any more (`ts-mps start --foreground | head`); it serves all the same
+            # Nobody may read any more (`ts-mps start --foreground | head`); it serves all the same.
+            with suppress(OSError):
                 ready()
-            return self._watch(signals)
+            self._notifier.ready()
+            return self._keep(signals)
         except BaseException as error:
             self._undo(signals, f"The guardian failed: {error!r}")
             raise
@@ -122,18 +133,37 @@ class Guardian:
                 self._lease(gpu.uuid)
                 signals.check()
         self._report("starting TorchServe")
-        self._spawn()
+        pid_path = Path(self._state.pid_file)
+        self._server = Server.start(prepared, pid_path, again=False)
+        self._become(replace(self._state, java=self._server.process))
+        note_pid(pid_path, self._server)
         wait_ready(
             prepared.paths,
             self._state.endpoints.api(),
             expected(prepared),
             self._evidence(),
             timeout=prepared.arguments.wait_timeout,
-            java_status=self._java_status,
+            java_status=self._server.status,
             pause=lambda seconds: self._pause(signals, seconds),
             report=self._report,
         )
         self._become(self._state.to("serving"))
+
+    def _take_over(self) -> None:
+        """Go on with what serves: nothing is stopped, and nothing is started that runs.
+
+        Raises:
+            TsMpsError: A daemon that is gone does not come back; what serves is left as it is.
+        """
+        prepared = self._prepared
+        self._server = Server(self._state.java, None, Path(self._state.pid_file))
+        if prepared.mps.on:
+            for gpu in prepared.gpus:
+                self._report(f"GPU {gpu.index}: taking over the MPS daemon")
+                self._lease(gpu.uuid)
+        began = self._state.phase == "serving"
+        why = "" if began else "The guardian before this one died before all was ready."
+        self._become(self._state.to("serving" if began else "recovering", why=why))
 
     def _pause(self, signals: Signals, seconds: float) -> None:
         """Sleep during the start, and write now and then: a worker on a full disk could not even say what it met."""
@@ -169,59 +199,47 @@ class Guardian:
             )
         )
 
-    def _spawn(self) -> None:
-        prepared = self._prepared
-        command = server_command(prepared.arguments, prepared.paths, prepared.environ, prepared.java.path)
-        environ = server_environment(
-            prepared.environ,
-            config=prepared.paths.config,
-            gpus=[gpu.index for gpu in prepared.gpus],
-            bin_folder=prepared.paths.bin,
-        )
-        output = None if prepared.arguments.foreground else prepared.paths.console.open("wb")
-        try:
-            # A session of its own: Ctrl-C must reach the guardian only, or every worker dies inside a kernel.
-            self._java = subprocess.Popen(
-                command,
-                cwd=prepared.folder,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        finally:
-            if output is not None:
-                output.close()
-        self._become(replace(self._state, java=ProcessId.of(self._java.pid)))
-        pid_file.write(Path(self._state.pid_file), self._java.pid)
-
-    def _java_status(self) -> int | None:
-        return self._java.poll() if self._java is not None else None
-
     def _evidence(self) -> Evidence:
         prepared = self._prepared
         console = None if prepared.arguments.foreground else prepared.paths.console
         return Evidence(console, prepared.folder / prepared.environ.get("LOG_LOCATION", "logs"))
 
-    def _watch(self, signals: Signals) -> int:
+    def _keep(self, signals: Signals) -> int:
+        assert self._server is not None  # the start, or the take-over, is over
+        keeper = Keeper(self._prepared, self._state, self._server, self._leases, self._report)
+        try:
+            return self._loop(signals, keeper)
+        finally:
+            keeper.close()
+
+    def _loop(self, signals: Signals, keeper: Keeper) -> int:
+        """Signals at once, a turn once a second. A dead child of the control program wakes us too, hence the clock."""
+        next_turn = time.monotonic()
         while True:
-            ending = signals.wait(LOOK_EVERY)
+            ending = signals.wait(max(0.0, next_turn - time.monotonic()))
+            self._state, self._server = keeper.state, keeper.server
+            if signals.hung_up():
+                keeper.reload()
             if ending:
+                keeper.close()
                 asked = read_json(self._prepared.paths.stop_request) or {}
-                drain = float(asked.get("drain_timeout", self._state.drain_timeout))
-                self._down(signals, drain=drain)
+                self._down(signals, drain=float(asked.get("drain_timeout", self._state.drain_timeout)))
                 return 0
-            self._reap()
-            status = self._java_status()
-            if status is None:
-                continue
-            if status not in TOLD_TO_END:
-                self._state = self._state.to("stopping", f"TorchServe ended by itself with status {status}.")
-            self._down(signals, drain=0.0)
-            return 0 if status in TOLD_TO_END else 1
+            if not keeper.acting:
+                self._reap()
+            code = keeper.check_java()
+            if code is not None:
+                self._state = keeper.state
+                keeper.close()
+                self._down(signals, drain=0.0)
+                return code
+            self._notifier.alive()
+            if time.monotonic() >= next_turn:
+                next_turn = time.monotonic() + LOOK_EVERY
+                keeper.turn()
 
     def _down(self, signals: Signals, drain: float) -> None:
+        self._notifier.stopping()
         left = take_down(
             self._prepared.home,
             self._prepared.paths,
@@ -244,8 +262,15 @@ class Guardian:
                 return
             if dead is None:
                 return
-            if self._java is not None and dead.si_pid == self._java.pid:
+            if self._server is not None and dead.si_pid == self._server.pid:
                 # Popen must collect it itself, or it never learns the status.
-                self._java.poll()
+                self._server.status()
             else:
                 os.waitpid(dead.si_pid, 0)
+
+
+def _state(prepared: Prepared) -> State:
+    """What runs before this guardian has done anything."""
+    if prepared.taken_over is None:
+        return first_state(prepared)
+    return replace(prepared.taken_over, guardian=myself())

@@ -12,7 +12,7 @@ from ts_mps.errors import PreflightError, TsMpsError
 from ts_mps.gpu.inventory import Gpu, Inventory, read_inventory
 from ts_mps.guardian.choice import MpsChoice, check_manageable, choose_mps, visible_gpus
 from ts_mps.guardian.planning import plan_start, read_ground
-from ts_mps.guardian.state import guardian_lives, load_state
+from ts_mps.guardian.state import State, guardian_lives, load_state
 from ts_mps.paths import Home, InstancePaths, resolve_home
 from ts_mps.plan.model import Plan
 from ts_mps.torchserve import config as configuration
@@ -46,6 +46,7 @@ class Prepared:
         models: What TorchServe will load at its start, as far as that can be known.
         plan: GPUs and slots.
         notes: Things worth knowing, one sentence each.
+        taken_over: State of the instance that serves without a guardian and is gone on with; None for a fresh start.
     """
 
     arguments: StartArguments
@@ -61,6 +62,7 @@ class Prepared:
     models: tuple[ModelRequest, ...]
     plan: Plan
     notes: tuple[str, ...]
+    taken_over: State | None = None
 
 
 class Findings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import socket
@@ -11,8 +12,9 @@ from typing import Any
 
 #: SIGCHLD only wakes the loop, so that a child's death is noticed at once.
 WAITED_FOR = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-#: Signals that end the instance. SIGHUP is what a foreground process gets when its terminal is closed.
-ENDING = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+#: Signals that end the instance. SIGHUP asks for a reload, as it does of most servers; it ends an instance in front
+#: whose terminal was closed, of which nobody would see anything any more.
+ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Interrupted(Exception):
@@ -31,6 +33,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._ending: list[int] = []
+        self._hung_up = False
+        # Who starts us under nohup wants to close the terminal.
+        self._at_terminal = _at_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
@@ -38,7 +43,7 @@ class Signals:
         self._before: dict[int, Any] = {number: signal.signal(number, self._note) for number in WAITED_FOR}
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         # Whoever forked us blocked them until somebody listens.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ENDING, signal.SIGHUP})
         return self
 
     def __exit__(
@@ -60,6 +65,11 @@ class Signals:
         self._ending = []
         return tuple(ending)
 
+    def hung_up(self) -> bool:
+        """Whether a SIGHUP that asks for a reload came since the last call."""
+        came, self._hung_up = self._hung_up, False
+        return came
+
     def check(self, seconds: float = 0.0) -> None:
         """Like :meth:`wait`, for the time of a start.
 
@@ -72,5 +82,16 @@ class Signals:
 
     def _note(self, signum: int, frame: object) -> None:
         # The socket only wakes: a flood of SIGCHLD may fill it, and an ending signal must not be lost with the rest.
-        if signum in ENDING:
+        if signum in ENDING or (signum == signal.SIGHUP and self._at_terminal and not _at_terminal()):
             self._ending.append(signum)
+        elif signum == signal.SIGHUP:
+            self._hung_up = True
+
+
+def _at_terminal() -> bool:
+    """Whether this process has a controlling terminal; one that was closed is none (tty(4))."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

@@ -47,7 +47,8 @@ class State:
 
     Attributes:
         instance: Its name.
-        phase: "starting", "serving", "stopping", "stopped" or "failed".
+        phase: "starting", "serving", "recovering" (TorchServe died and is started again), "stopping", "stopped" or
+            "failed".
         mps: "on" or "off".
         mps_why: Why MPS is off, or how it is on; a sentence.
         guardian: The guardian's process.
@@ -64,6 +65,7 @@ class State:
         started: When the start was asked for.
         error: The sentence of a failed start.
         left: What could not be ended or undone when it was taken down, one sentence each.
+        why: Why it is "recovering", as a sentence; empty in other phases.
     """
 
     instance: str
@@ -84,10 +86,11 @@ class State:
     started: float = field(default_factory=time.time)
     error: str = ""
     left: tuple[str, ...] = ()
+    why: str = ""
 
-    def to(self, phase: str, error: str = "") -> State:
+    def to(self, phase: str, error: str = "", why: str = "") -> State:
         """This state in another phase, from now on."""
-        return replace(self, phase=phase, since=time.time(), error=error or self.error)
+        return replace(self, phase=phase, since=time.time(), error=error or self.error, why=why)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON form."""

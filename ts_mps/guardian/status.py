@@ -2,113 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass
+import time
 from pathlib import Path
-from typing import Any
 
 from ts_mps.errors import TsMpsError
 from ts_mps.files import read_json
+from ts_mps.guardian import problems
+from ts_mps.guardian.instance import GpuStatus, Status, WorkerStatus
 from ts_mps.guardian.state import GpuState, State, guardian_lives, load_state
-from ts_mps.mps.control import Control
+from ts_mps.guardian.watched import load_watched
+from ts_mps.mps.control import Control, DaemonTimeout
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
-from ts_mps.slots import Share, WorkerRecord, workers
+from ts_mps.slots import WorkerRecord, workers
 from ts_mps.torchserve.api import ModelStatus
-from ts_mps.torchserve.failures import WorkerFailure, failures
+from ts_mps.torchserve.failures import failures
 from ts_mps.torchserve.transport import call_url
-
-#: Version of the JSON form that ``--json`` prints.
-RESULT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class GpuStatus:
-    """One GPU: its daemon, its server, its clients.
-
-    Attributes:
-        index: NVML's index.
-        uuid: NVML's UUID.
-        name: Product name.
-        daemon: "running", "adopted", "gone" or "off".
-        server: The server's state as MPS gives it (ACTIVE, FAULT, ...), "none" before the first client.
-        clients: Processes in the client list, those of other instances included.
-        cap: Clients that the server takes; None where MPS is off.
-        pipe: CUDA_MPS_PIPE_DIRECTORY of its daemon.
-    """
-
-    index: int
-    uuid: str
-    name: str
-    daemon: str
-    server: str
-    clients: int
-    cap: int | None
-    pipe: str | None
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """One worker.
-
-    Attributes:
-        model: Registered model name.
-        version: Model version.
-        pid: Process id.
-        gpu: NVML index of its GPU; None on the CPU.
-        slot: Number of its slot; None for a worker that has none (yet).
-        planned: Whether the slot is of the plan.
-        state: "READY" once TorchServe says so, else "LOADING".
-        attached: Whether its pid stands in the client list right now; None where MPS is off.
-        since: When it became ready, seconds since the epoch; None while it loads.
-        got: What it really got of its share; None while it loads, or without a slot.
-        expected_sms: Streaming multiprocessors that its thread percentage should leave it; None where it has none, or
-            where they are not known.
-    """
-
-    model: str
-    version: str
-    pid: int
-    gpu: int | None
-    slot: int | None
-    planned: bool
-    state: str
-    attached: bool | None
-    since: float | None
-    got: Share | None = None
-    expected_sms: int | None = None
-
-
-@dataclass(frozen=True)
-class Status:
-    """One instance, and everything about it that is not as planned."""
-
-    instance: str
-    phase: str
-    mps: str
-    mps_why: str
-    since: float
-    guardian: int | None
-    java: int | None
-    config: str
-    config_source: str
-    folder: str
-    inference: str
-    management: str
-    metrics: str | None
-    gpus: tuple[GpuStatus, ...]
-    workers: tuple[WorkerStatus, ...]
-    failures: tuple[WorkerFailure, ...]
-    problems: tuple[str, ...]
-
-    @property
-    def as_planned(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
-
-    def as_json(self) -> dict[str, Any]:
-        """The JSON form."""
-        return {"version": RESULT_VERSION, "as_planned": self.as_planned, **asdict(self)}
 
 
 def look(paths: InstancePaths) -> Status | None:
@@ -121,20 +30,16 @@ def look(paths: InstancePaths) -> Status | None:
         return None
     guardian = state.guardian if state.guardian and guardian_lives(paths) else None
     java = state.java if state.java and state.java.alive() else None
-    problems = _process_problems(state, guardian is not None, java is not None)
     gpus, clients = _gpus(state, java is not None)
-    problems += [
-        f"GPU {gpu.index}: its MPS daemon is gone; workers cannot be started on it."
-        for gpu in gpus
-        if gpu.daemon == "gone"
-    ]
-    problems += [f"GPU {gpu.index}: its MPS server is in {gpu.server}." for gpu in gpus if gpu.server == "FAULT"]
+    found = [*problems.of_processes(state, guardian=guardian is not None, java=java is not None)]
+    found += problems.of_gpus(gpus)
+    if guardian is not None:
+        found += problems.of_watch(load_watched(paths), time.time())
     rows: tuple[WorkerStatus, ...] = ()
     if java is not None:
         models, trouble = _described(state)
-        problems += trouble
         rows = _workers(state, models, tuple(workers(paths)), clients)
-        problems += _worker_problems(paths, state, rows)
+        found += [*trouble, *_plan_problems(paths, rows)]
     return Status(
         instance=state.instance,
         phase=state.phase,
@@ -152,21 +57,8 @@ def look(paths: InstancePaths) -> Status | None:
         gpus=gpus,
         workers=rows,
         failures=failures(paths, since=state.started)[-5:],
-        problems=tuple(problems),
+        problems=tuple(found),
     )
-
-
-def _process_problems(state: State, guardian: bool, java: bool) -> list[str]:
-    if state.phase in ("stopped", "failed"):
-        return [f"It is not running ({state.phase}{': ' + state.error if state.error else ''})."]
-    problems = []
-    if not guardian:
-        problems.append("Its guardian is gone: nothing watches it. Clean up with: ts-mps stop")
-    if not java and state.phase == "serving":
-        problems.append("TorchServe is gone.")
-    if state.phase != "serving":
-        problems.append(f"It is {state.phase}.")
-    return problems
 
 
 def _gpus(state: State, running: bool) -> tuple[tuple[GpuStatus, ...], set[int]]:
@@ -182,11 +74,13 @@ def _gpus(state: State, running: bool) -> tuple[tuple[GpuStatus, ...], set[int]]
 def _daemon(gpu: GpuState) -> tuple[str, str, set[int]]:
     if gpu.pipe is None:
         return "off", "none", set()
-    control = Control(Path(gpu.pipe))
     try:
+        control = Control(Path(gpu.pipe))
         servers = control.servers()
         states = [control.server_status(server) or "none" for server in servers]
         clients = {pid for server in servers for pid in control.clients(server)}
+    except DaemonTimeout:
+        return "hung", "none", set()
     except TsMpsError:
         return "gone", "none", set()
     return "adopted" if gpu.adopted else "running", ", ".join(states) or "none", clients
@@ -236,31 +130,9 @@ def _workers(
     return tuple(sorted(rows, key=lambda row: (row.model, row.version, row.slot is None, row.slot or 0, row.pid)))
 
 
-def _worker_problems(paths: InstancePaths, state: State, rows: tuple[WorkerStatus, ...]) -> list[str]:
+def _plan_problems(paths: InstancePaths, rows: tuple[WorkerStatus, ...]) -> list[str]:
     try:
         planned = Plan.from_json(read_json(paths.plan) or {}).slots
     except ValueError as error:
         return [f"Its plan {paths.plan} cannot be read: {error}."]
-    ready = Counter(row.model for row in rows if row.state == "READY")
-    problems = [
-        f"Model {model}: {ready[model]} of {count} planned workers are READY."
-        for model, count in Counter(slot.model for slot in planned).items()
-        if ready[model] < count
-    ]
-    problems += [
-        f"Worker {row.pid} of model {row.model} is READY and not an MPS client."
-        for row in rows
-        if row.attached is False and row.state == "READY"
-    ]
-    return problems + [sentence for row in rows if (sentence := _unlimited(row))]
-
-
-def _unlimited(row: WorkerStatus) -> str:
-    """The sentence for a worker whose thread percentage was not applied; empty for any other."""
-    sms = row.got.sms if row.got else None
-    if sms is None or row.expected_sms is None or sms <= row.expected_sms:
-        return ""
-    return (
-        f"Worker {row.pid} of model {row.model} has {sms} SMs of GPU {row.gpu}, and its thread percentage should leave "
-        f"it {row.expected_sms}: the limit was not applied."
-    )
+    return problems.of_workers(planned, rows)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from ts_mps.errors import TsMpsError
+from ts_mps.guardian.drain import drain as drain_requests
 from ts_mps.guardian.state import GpuState, State
 from ts_mps.mps.daemon import Lease, release_left_behind, terminate_and_kill
 from ts_mps.paths import Home, InstancePaths
@@ -61,11 +61,11 @@ def take_down(
     left: list[str] = []
     _note(state.to("stopping"), paths)
     if state.java is not None and state.java.alive():
-        _drain(paths, state, drain, report, hurry)
+        drain_requests(paths, state, drain, report, hurry)
         _end_busy_clients(paths, state)
         report("stopping TorchServe")
         end(state.java, JAVA_SECONDS)
-    _end_workers(home, paths, state, report)
+    end_workers(home, paths, state, report)
     for gpu in reversed(state.gpus):
         left += _release(home, paths, gpu, leases.get(gpu.uuid), report)
     left += _survivors(home, paths, state)
@@ -78,31 +78,6 @@ def _note(state: State, paths: InstancePaths) -> None:
     """Save the state if that can be done: a full disk must not keep anything running."""
     with suppress(OSError):
         state.save(paths)
-
-
-def _drain(paths: InstancePaths, state: State, seconds: float, report: Report, hurry: Callable[[], bool]) -> None:
-    """Wait until no worker is inside a batch and no request waits in TorchServe's queues."""
-    deadline = time.monotonic() + seconds
-    quiet = 0
-    if seconds > 0:
-        report(f"waiting up to {seconds:g} s for requests in flight")
-    while time.monotonic() < deadline and not hurry():
-        # Twice in a row: between queue and worker a request is for an instant in neither.
-        quiet = quiet + 1 if not busy(paths) and not _queued(state) else 0
-        if quiet == 2:
-            # The answers have left the workers; java needs a moment to write them to its clients.
-            time.sleep(0.1)
-            return
-        time.sleep(0.1)
-
-
-def _queued(state: State) -> int:
-    """Requests that wait in TorchServe's queues; 0 where it does not answer, for then nothing can be drained."""
-    try:
-        api = state.endpoints.api(timeout=5.0)
-        return sum(status.pending_requests for name in api.models() for status in api.describe(name))
-    except TsMpsError:
-        return 0
 
 
 def _end_busy_clients(paths: InstancePaths, state: State) -> None:
@@ -129,7 +104,8 @@ def worker_processes(home: Home, paths: InstancePaths) -> tuple[ProcessId, ...]:
     return becoming + with_arguments("ts_mps.torchserve.worker", str(home.root), paths.name)
 
 
-def _end_workers(home: Home, paths: InstancePaths, state: State, report: Report) -> None:
+def end_workers(home: Home, paths: InstancePaths, state: State, report: Report) -> None:
+    """Wait for the workers that lost their frontend to leave by themselves; end those that do not."""
     left = wait_gone(worker_processes(home, paths), WORKER_SECONDS)
     if not left:
         return

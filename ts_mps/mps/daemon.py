@@ -60,8 +60,22 @@ class Lease:
         self._environ = environ
         self._held = held
 
-    def ensure(self, timeout_s: float = START_S) -> Daemon:
+    @property
+    def pipe(self) -> Path:
+        """CUDA_MPS_PIPE_DIRECTORY of the daemon."""
+        return Path(self.daemon.pipe)
+
+    @property
+    def environ(self) -> Mapping[str, str]:
+        """The environment that the control program is run in."""
+        return self._environ
+
+    def ensure(self, timeout_s: float = START_S, answer_s: float = START_S) -> Daemon:
         """Bring the daemon back if it is gone or hangs; another instance may have done so already.
+
+        Args:
+            timeout_s: Seconds for each step of a start.
+            answer_s: Seconds for an answer of the daemon that is there; without one it is replaced.
 
         Raises:
             MpsError: It does not come up; the lease is kept and the call may be tried again. An adopted daemon is
@@ -73,7 +87,14 @@ class Lease:
         paths = self._held.paths
         with locked(paths.lock):
             try:
-                process.bring_up(paths, self._gpu.uuid, environ=self._environ, timeout_s=timeout_s, replace_hung=True)
+                process.bring_up(
+                    paths,
+                    self._gpu.uuid,
+                    environ=self._environ,
+                    timeout_s=timeout_s,
+                    replace_hung=True,
+                    answer_s=answer_s,
+                )
             except (MpsError, OSError) as error:
                 raise _not_started(self._gpu, paths, error) from error
         self.daemon = replace(self.daemon, pid=_pid(paths.pipe))
@@ -186,14 +207,16 @@ def daemon_alive(daemon: Daemon) -> bool:
     return _pid(Path(daemon.pipe)) == daemon.pid
 
 
-def terminate_and_kill(pipe: Path, pids: Iterable[int], *, environ: Mapping[str, str] | None = None) -> None:
+def terminate_and_kill(
+    pipe: Path, pids: Iterable[int], *, environ: Mapping[str, str] | None = None, timeout_s: float = 10.0
+) -> None:
     """End processes with SIGKILL, those that are clients of the daemon at ``pipe`` after ``terminate_client``.
 
     MPS does not support that a client is killed with work in flight; once terminated it can be. Each gets
     ``terminate_client`` once and is killed right after, because a second one would block the daemon while it lives.
-    Where the daemon does not answer, its clients are killed all the same.
+    Where the daemon does not answer within ``timeout_s``, its clients are killed all the same.
     """
-    control = Control(pipe, environ=environ)
+    control = Control(pipe, environ=environ, timeout=timeout_s)
     attached: dict[int, int] = {}
     targets = []
     for pid in pids:

@@ -37,7 +37,15 @@ _QUIT_S = 5.0
 _KILL_S = 5.0
 
 
-def bring_up(paths: GpuPaths, uuid: str, *, environ: Mapping[str, str], timeout_s: float, replace_hung: bool) -> None:
+def bring_up(
+    paths: GpuPaths,
+    uuid: str,
+    *,
+    environ: Mapping[str, str],
+    timeout_s: float,
+    replace_hung: bool,
+    answer_s: float | None = None,
+) -> None:
     """See to it that a daemon for the GPU answers at its pipe folder and its server is ACTIVE.
 
     One that answers already is shared. One that was started here and fails is ended again.
@@ -48,6 +56,7 @@ def bring_up(paths: GpuPaths, uuid: str, *, environ: Mapping[str, str], timeout_
         environ: What its environment is made from.
         timeout_s: Seconds for each step: a daemon that answers, one that listens, a server that is ACTIVE.
         replace_hung: Kill a daemon that does not answer, and start anew.
+        answer_s: Seconds for the first answer of a daemon that is there; None for ``timeout_s``.
 
     Raises:
         MpsError: It does not come up.
@@ -56,7 +65,7 @@ def bring_up(paths: GpuPaths, uuid: str, *, environ: Mapping[str, str], timeout_
     pipe = paths.pipe
     control = Control(pipe, environ=environ, timeout=timeout_s)
     try:
-        control.servers()
+        Control(pipe, environ=environ, timeout=timeout_s if answer_s is None else answer_s).servers()
         shared = True
     except DaemonNotFound:
         shared = False

@@ -46,6 +46,9 @@ class ModelStatus:
         batch_size: Largest batch.
         workers: Its workers.
         pending_requests: Requests in its queue, not counting those in a worker.
+        response_timeout: Seconds after which TorchServe ends a worker that does not answer a batch; 0 if it does not
+            say.
+        retry_seconds: For how long TorchServe starts a worker again that ends (maxRetryTimeoutInSec); 0: never.
     """
 
     name: str
@@ -55,6 +58,8 @@ class ModelStatus:
     batch_size: int
     workers: tuple[WorkerStatus, ...]
     pending_requests: int
+    response_timeout: int = 0
+    retry_seconds: int = 300
 
 
 class Api:
@@ -122,6 +127,23 @@ class Api:
         path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
         self._client.request("management", "PUT", path, parameters)
 
+    def tell(self, name: str, version: str, headers: Mapping[str, str], timeout: float) -> None:
+        """Send headers to whichever worker of a version comes to the end of a batch first, as a request of its own.
+
+        It asks for a customised description, which TorchServe never hands out together with requests.
+
+        Args:
+            name: Model name.
+            version: Model version.
+            headers: For the worker to read.
+            timeout: Seconds for its answer.
+
+        Raises:
+            ApiError: The worker answered with an error, or died; the queue is full (503); nobody answered (0).
+        """
+        path = f"/models/{quote(name, safe='')}/{quote(version, safe='')}"
+        self._client.request("management", "GET", path, {"customized": "true"}, headers=headers, timeout=timeout)
+
     def ping(self) -> bool:
         """Whether TorchServe answers and calls itself healthy, which it does while workers are still loading.
 
@@ -168,4 +190,6 @@ def _model_status(name: str, model: Mapping[str, Any]) -> ModelStatus:
             for worker in model.get("workers") or ()
         ),
         pending_requests=int((model.get("jobQueueStatus") or {}).get("pendingRequests", 0)),
+        response_timeout=int(model.get("responseTimeout", 0)),
+        retry_seconds=int(model.get("maxRetryTimeoutInSec", 300)),
     )

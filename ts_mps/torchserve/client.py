@@ -75,6 +75,7 @@ class Client:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> requests.Response:
         """Send a request with the current key, and once more with a renewed one if TorchServe refuses the first.
 
@@ -85,16 +86,17 @@ class Client:
             parameters: Query.
             body: Body.
             headers: Headers besides the key.
+            timeout: Seconds that the answer may take; None for this object's own.
 
         Raises:
             ApiError: No answer, or a status from 400.
         """
         keys = self._keys.read() if self._keys else None
-        response = self._send(kind, method, path, keys.of(kind) if keys else "", parameters, body, headers)
+        response = self._send(kind, method, path, keys.of(kind) if keys else "", parameters, body, headers, timeout)
         if self._keys and _refused(response):
             fresh = self._fresh_key(kind, keys)
             if fresh:
-                response = self._send(kind, method, path, fresh, parameters, body, headers)
+                response = self._send(kind, method, path, fresh, parameters, body, headers, timeout)
             if _refused(response):
                 raise self._key_error(kind, response)
         if response.status_code >= 400:
@@ -140,7 +142,9 @@ class Client:
         parameters: Mapping[str, str] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
     ) -> requests.Response:
+        seconds = self._timeout if timeout is None else timeout
         address = self._addresses[kind]
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -150,14 +154,14 @@ class Client:
                 params=parameters,
                 data=body,
                 headers={**(headers or {}), **authorization},
-                timeout=(_CONNECT_TIMEOUT, self._timeout),
+                timeout=(_CONNECT_TIMEOUT, seconds),
                 allow_redirects=False,
             )
         except requests.exceptions.SSLError as error:
             what = f"TorchServe at {address} shows another certificate than config.properties names."
             raise ApiError(what, "Restart it after a change of its certificate.", str(error)) from error
         except requests.Timeout as error:
-            what = f"TorchServe at {address} did not answer {method} {path} within {self._timeout:g} s."
+            what = f"TorchServe at {address} did not answer {method} {path} within {seconds:g} s."
             raise ApiError(what, "Look into logs/ts_log.log.") from error
         except requests.RequestException as error:
             what = f"TorchServe cannot be reached at {address}."

@@ -107,18 +107,19 @@ def load(args: StartArguments, environ: Mapping[str, str]) -> ServerConfig:
     return ServerConfig(source, path, path if is_snapshot else None, file.values, resolved, origins)
 
 
-def default_overrides(config: ServerConfig, gpus: Sequence[str]) -> dict[str, str]:
+def default_overrides(config: ServerConfig, metrics_command: Sequence[str]) -> dict[str, str]:
     """What ts-mps sets where the user did not: metrics on the metrics port, and GPU metrics that work.
 
     Args:
         config: The user's configuration.
-        gpus: UUIDs of the GPUs in use, whose metrics are collected.
+        metrics_command: What collects the system's metrics: the words behind the interpreter, without blanks, at which
+            the frontend splits it.
     """
-    script = Path(__file__).with_name("metrics.py")
-    ours = {"metrics_mode": "prometheus", "metrics_config": str(DATA / "metrics.yaml")}
-    # The frontend splits the command at every blank and knows no quoting.
-    if not re.search(r"\s", str(script)):
-        ours["system_metrics_cmd"] = " ".join([str(script), *(["--gpus", ",".join(gpus)] if gpus else [])])
+    ours = {
+        "metrics_mode": "prometheus",
+        "metrics_config": str(DATA / "metrics.yaml"),
+        "system_metrics_cmd": " ".join(metrics_command),
+    }
     return {key: value for key, value in ours.items() if key not in config.resolved}
 
 

@@ -1,0 +1,107 @@
+"""One turn a second: what becomes of java, and what is said once all is as planned again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from watching import instance, state
+
+from ts_mps.events import Event, recorded
+from ts_mps.guardian import keeper as module
+from ts_mps.guardian.keeper import Keeper
+from ts_mps.guardian.server import PAUSES, Ended
+from ts_mps.guardian.state import State, load_state, myself
+from ts_mps.paths import Home, InstancePaths
+from ts_mps.plan.model import Plan, Slot
+from ts_mps.slots import claim
+
+PLAN = Plan((), (Slot(0, "m", "1.0", None),))
+
+
+class Java:
+    """A server that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.process = myself()
+        self.end: Ended | None = None
+
+    def ended(self) -> Ended | None:
+        return self.end
+
+
+@pytest.fixture
+def paths(short_dir: Path) -> InstancePaths:
+    return instance(short_dir, PLAN)
+
+
+@pytest.fixture
+def keep(paths: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[object]:
+    """A keeper of an instance in this state, and its java."""
+    made: list[Keeper] = []
+    prepared = SimpleNamespace(
+        home=Home(short_dir), paths=paths, plan=PLAN, models=(), mps=SimpleNamespace(on=False), config=None
+    )
+    monkeypatch.setattr(module, "scale_as_asked", lambda api, expected: True)
+
+    def make(now: State) -> tuple[Keeper, Java]:
+        java = Java()
+        made.append(Keeper(prepared, now, java, {}, lambda text: None))  # type: ignore[arg-type]
+        return made[-1], java
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def events(paths: InstancePaths) -> list[Event]:
+    return list(recorded(paths))
+
+
+def test_a_start_that_was_taken_over_serves_once_every_worker_is_ready(keep, paths, short_dir):
+    keeper, _ = keep(state(short_dir, phase="recovering", gpus=()))
+    keeper.turn()
+    assert keeper.state.phase == "recovering" and events(paths) == []
+    held = claim(Home(short_dir), paths, PLAN, "m", "1.0", on_gpu=False)
+    held.ready(None)
+    keeper.turn()
+    assert keeper.state.phase == "serving" == load_state(paths).phase
+    (event,) = events(paths)
+    assert (event.kind, event.cause) == ("recovered", "guardian-gone") and "taken over" in event.text
+    held.release()
+
+
+def test_java_that_dies_is_started_again_and_given_up_at_last(keep, paths, short_dir):
+    keeper, java = keep(state(short_dir, gpus=()))
+    assert keeper.check_java() is None and keeper.state.phase == "serving"
+    java.end = Ended(False, "by signal 9")
+    assert keeper.check_java() is None
+    assert keeper.state.phase == "recovering" and "by signal 9" in load_state(paths).why
+    assert keeper.check_java() is None, "it has been noted"
+    (event,) = events(paths)
+    assert event.kind == "java-gone" and f"again in {PAUSES[0]:g} s" in event.text
+    for _ in PAUSES[1:]:
+        keeper._restart_at = None
+        assert keeper.check_java() is None
+    keeper._restart_at = None
+    assert keeper.check_java() == 1
+    assert keeper.state.phase == "stopping" and "is not started again" in keeper.state.error
+    assert [event.kind for event in events(paths)] == ["java-gone"] * (len(PAUSES) + 1)
+
+
+def test_java_that_was_told_to_end_ends_the_instance(keep, paths, short_dir):
+    keeper, java = keep(state(short_dir, gpus=()))
+    java.end = Ended(True, "with status 143")
+    assert keeper.check_java() == 0 and events(paths) == []
+
+
+def test_a_look_that_fails_is_told_once_and_tried_again(keep, paths, short_dir, monkeypatch):
+    keeper, _ = keep(replace(state(short_dir), gpus=()))
+    monkeypatch.setattr(keeper._watch, "turn", lambda **_: (_ for _ in ()).throw(RuntimeError("no /proc")))
+    keeper.turn()
+    keeper.turn()
+    (event,) = events(paths)
+    assert event.kind == "watch-failed" and "no /proc" in event.text

@@ -1,0 +1,122 @@
+"""Carrying out what was judged: in threads, once each, and patient with a TorchServe that does not answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from support import eventually
+
+from ts_mps.guardian.watch import act
+from ts_mps.guardian.watch.act import Actor
+from ts_mps.guardian.watch.memory import EndProcesses, LearnTimeout, ReviveModel, ScaleModel
+from ts_mps.processes import ProcessId
+from ts_mps.torchserve.api import ModelStatus, WorkerStatus
+from ts_mps.torchserve.client import ApiError
+
+
+class Management:
+    """TorchServe's management API, which refuses the first ``silent`` questions with a status."""
+
+    def __init__(self, silent: int = 0, status: int = 0, gate: threading.Event | None = None) -> None:
+        self.silent = silent
+        self.status = status
+        self.gate = gate
+        self.asked = 0
+        self.scaled: list[tuple[str, str, int]] = []
+
+    def describe(self, name: str) -> tuple[ModelStatus, ...]:
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        self.asked += 1
+        if self.asked <= self.silent:
+            raise ApiError("TorchServe does not answer.", status=self.status)
+        workers = tuple(WorkerStatus(str(9000 + number), 0, "UNLOADING", "") for number in range(3))
+        return tuple(ModelStatus(name, version, 4, 4, 1, workers, 0, 20) for version in ("1.0", "2.0"))
+
+    def scale(self, name: str, version: str, workers: int) -> None:
+        self.scaled.append((name, version, workers))
+
+
+@pytest.fixture
+def actor(monkeypatch) -> Iterator[object]:
+    monkeypatch.setattr(act, "API_PAUSE", 0.01)
+    made = []
+
+    def make(api: Management) -> Actor:
+        made.append(Actor({}, api, 2))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def settle(actor: Actor) -> tuple[tuple[str, str], ...]:
+    assert eventually(lambda: not actor._running or all(future.done() for future in actor._running.values()))
+    return actor.failures()
+
+
+def test_a_model_is_scaled_once_torchserve_answers(actor):
+    api = Management(silent=3)
+    repair = actor(api)
+    repair.start([ScaleModel("bert", "2.0", 0)])
+    assert repair.busy == {"bert"}
+    assert settle(repair) == () and repair.busy == frozenset()
+    assert api.scaled == [("bert", "2.0", 0)] and api.asked == 4
+
+
+def test_a_model_that_torchserve_does_not_know_is_not_asked_for_again(actor):
+    api = Management(silent=100, status=404)
+    repair = actor(api)
+    repair.start([ScaleModel("bert", "", 2)])
+    ((about, why),) = settle(repair)
+    assert (about, why, api.asked, api.scaled) == ("bert", "TorchServe does not answer.", 1, [])
+
+
+def test_what_is_done_stays_busy_until_its_failure_has_been_heard(actor):
+    repair = actor(Management(silent=100, status=404))
+    repair.start([LearnTimeout("bert")])
+    assert eventually(lambda: repair._running["bert"].done())
+    assert repair.busy == {"bert"}, "a second action would hide the failure of the first"
+    assert [about for about, _ in repair.failures()] == ["bert"]
+    assert repair.busy == frozenset() and repair.failures() == ()
+
+
+def test_one_model_does_not_wait_for_another(actor):
+    gate = threading.Event()
+    api = Management(gate=gate)
+    repair = actor(api)
+    child = subprocess.Popen(["sleep", "60"])
+    process = ProcessId.of(child.pid)
+    repair.start([ReviveModel("bert", "1.0", 4, 1), EndProcesses("GPU-0", (process,))])
+    assert child.wait(10) == -signal.SIGKILL, "while the other still waits for TorchServe"
+    gate.set()
+    assert settle(repair) == ()
+    assert api.scaled == [("bert", "1.0", 6)], "three that live or gave up, and three more"
+
+
+def test_timeouts_are_learnt(actor):
+    repair = actor(Management(silent=1))
+    repair.start([LearnTimeout("bert")])
+    assert settle(repair) == () and repair.timeouts == {"bert": 20.0}
+
+
+def test_a_process_that_has_gone_is_not_mistaken_for_its_successor(actor):
+    repair = actor(Management())
+    repair.start([EndProcesses("GPU-0", (ProcessId(os.getpid(), 1),))])
+    assert settle(repair) == ()
+
+
+def test_the_end_does_not_wait_for_a_torchserve_that_does_not_answer(actor, monkeypatch):
+    monkeypatch.setattr(act, "API_PAUSE", 60.0)
+    repair = actor(Management(silent=100))
+    repair.start([ScaleModel("bert", "", 2)])
+    began = time.monotonic()
+    repair.close()
+    assert time.monotonic() - began < 5

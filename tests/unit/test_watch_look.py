@@ -1,0 +1,208 @@
+"""The watch's look: what it reads each second, when it asks a daemon, and what it costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import simulated_gpu
+
+from ts_mps.events import Event, record
+from ts_mps.gpu.presence import why_lost
+from ts_mps.guardian.watch.judge import judge
+from ts_mps.guardian.watch.look import ASK_EVERY, Looker
+from ts_mps.guardian.watch.memory import Memory
+from ts_mps.guardian.watch.show import watched
+from ts_mps.guardian.watch.tail import Tail
+from ts_mps.guardian.watched import load_watched
+from ts_mps.holds import Hold
+from ts_mps.mps import daemon as daemons
+from ts_mps.mps.control import Control
+from ts_mps.paths import Home
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.slots import claim
+
+UUID = str(simulated_gpu()["uuid"])
+
+
+@pytest.fixture
+def home(short_dir: Path) -> Home:
+    here = Home(short_dir)
+    here.instance("default").slots.mkdir(parents=True)
+    here.gpu(UUID).seats.mkdir(parents=True)
+    return here
+
+
+@pytest.fixture
+def running(home: Home, simulator: dict[str, str]):
+    """A simulated daemon with its server."""
+    from ts_mps.gpu.inventory import read_inventory
+
+    lease = daemons.acquire(read_inventory().gpus[0], home.gpu(UUID), "default", environ=simulator)
+    yield lease
+    lease.release()
+
+
+def plan(home: Home, workers: int = 1) -> Plan:
+    gpu = PlannedGpu(0, UUID, "NVIDIA H200", 48, str(home.gpu(UUID).pipe))
+    return Plan((gpu,), tuple(Slot(number, "m", "1.0", UUID) for number in range(workers)))
+
+
+def looker(home: Home, lease, now: float) -> Looker:
+    return Looker(home, home.instance("default"), plan(home), {UUID: lease.daemon}, now)
+
+
+def test_a_daemon_is_asked_now_and_then_and_at_once_on_a_hint(home, running, monkeypatch):
+    asked = []
+    servers = Control.servers
+    monkeypatch.setattr(Control, "servers", lambda self: asked.append(1) or servers(self))
+    now = time.time()
+    look = looker(home, running, now)
+    first = look.look(java=True, now=now)
+    assert len(asked) == 1 and first.gpus[0].answers and first.gpus[0].server == "ACTIVE"
+    for second in range(1, int(ASK_EVERY)):
+        seen = look.look(java=True, now=now + second)
+        assert not seen.gpus[0].asked and seen.gpus[0].servers == first.gpus[0].servers
+    assert len(asked) == 1
+    look.look(java=True, now=now + ASK_EVERY)
+    assert len(asked) == 2
+    look.look(java=True, now=now + ASK_EVERY + 1, ask={UUID})
+    assert len(asked) == 3
+    held = claim(home, home.instance("default"), plan(home), "m", "1.0", on_gpu=True)
+    assert look.look(java=True, now=now + ASK_EVERY + 2).gpus[0].asked, "a worker came"
+    assert not look.look(java=True, now=now + ASK_EVERY + 3).gpus[0].asked
+    held.ready(None)
+    assert look.look(java=True, now=now + ASK_EVERY + 4).gpus[0].asked, "it is ready"
+    log = Path(running.daemon.log) / "server.log"
+    log.write_text("Server is handling a fatal GPU error.\n")
+    look.look(java=True, now=now + ASK_EVERY + 5)
+    log.write_text("Server is handling a fatal GPU error.\n" * 2)
+    assert look.look(java=True, now=now + ASK_EVERY + 6).gpus[0].asked, "the server wrote"
+    assert not look.look(java=True, now=now + ASK_EVERY + 7, ask={UUID}, busy=frozenset({UUID})).gpus[0].asked
+    held.release()
+    assert not look.look(java=True, now=now + ASK_EVERY + 8, busy=frozenset({UUID})).gpus[0].asked
+    assert look.look(java=True, now=now + ASK_EVERY + 9).gpus[0].asked, "it went while nobody might ask"
+
+
+def test_a_fault_shows_with_the_clients_that_nobody_else_ends(home, running):
+    """A child of a worker that uses CUDA is a client with a dead context too."""
+    instance = home.instance("default")
+    held = claim(home, instance, plan(home), "m", "1.0", on_gpu=True)
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    clients = running.pipe / "sim-clients"
+    clients.mkdir()
+    for pid in (os.getpid(), child.pid, 1):
+        (clients / str(pid)).touch()
+    (running.pipe / "sim-fault").write_text(str(child.pid))
+    now = time.time()
+    gpu = looker(home, running, now).look(java=True, now=now).gpus[0]
+    assert gpu.server == "FAULT" and {os.getpid(), child.pid} <= gpu.clients
+    assert [process.pid for process in gpu.strangers] == [child.pid]
+    child.kill()
+    child.wait()
+    (clients / str(os.getpid())).unlink()
+    (clients / "1").unlink()
+    held.release()
+
+
+def test_a_dead_daemon_is_seen_without_asking(home, running):
+    now = time.time()
+    look = looker(home, running, now)
+    assert look.look(java=True, now=now).gpus[0].daemon == "running"
+    os.kill(running.daemon.pid, 9)
+    time.sleep(0.2)
+    seen = look.look(java=True, now=now + 1).gpus[0]
+    assert seen.daemon == "gone" and not seen.answers
+    again = running.ensure()
+    fresh = Looker(home, home.instance("default"), plan(home), {UUID: again}, now + 2)
+    assert fresh.look(java=True, now=now + 2).gpus[0].answers
+
+
+def test_a_lost_gpu(home, running, short_dir, monkeypatch):
+    monkeypatch.setenv("SIM_NVML_LOST", str(short_dir / "lost"))
+    assert why_lost(UUID) == ""
+    (short_dir / "lost").write_text(UUID)
+    assert "Xid 79" in why_lost(UUID)
+    assert "does not list it" in why_lost("GPU-of-another-machine")
+    now = time.time()
+    assert "Xid 79" in looker(home, running, now).look(java=True, now=now).gpus[0].lost
+    monkeypatch.setenv("SIM_GPUS", "driver not loaded")
+    assert why_lost(UUID) == "the driver is not loaded"
+
+
+def test_news_from_workers_alone_and_each_once(home):
+    paths = home.instance("default")
+    record(paths, Event("worker-fault", "before"))
+    tail = Tail(paths)
+    assert tail.news() == ()
+    record(paths, Event("recovered", "of the guardian's own"))
+    record(paths, Event("worker-fault", "new", pid=7))
+    with paths.events.open("a") as stream:
+        stream.write('{"kind": "worker-fault", "text": "half a li')
+    assert [event.text for event in tail.news()] == ["new"]
+    with paths.events.open("a") as stream:
+        stream.write('ne"}\nno JSON\n')
+    assert [event.text for event in tail.news()] == ["half a line"]
+    assert tail.news() == ()
+    paths.events.replace(paths.events.with_suffix(".old"))
+    assert tail.news() == ()
+    record(paths, Event("worker-fault", "after the turn-over"))
+    assert [event.text for event in tail.news()] == ["after the turn-over"]
+
+
+def test_what_is_shown_is_what_was_seen_and_remembered(home, running):
+    instance = home.instance("default")
+    now = time.time()
+    look = looker(home, running, now)
+    seen = look.look(java=True, now=now)
+    memory = Memory(holds={0: Hold("It crashed.")}, restarts={"m": {"died": 2}}, counts={f"server-fault {UUID}": 1})
+    watched(memory, seen, now=now, java_restarts=3, took=0.01).save(instance)
+    shown = load_watched(instance)
+    assert shown is not None and shown.java and shown.java_restarts == 3 and shown.at == now
+    assert (shown.gpus[0].daemon, shown.gpus[0].server, shown.gpus[0].cap) == ("running", "ACTIVE", 48)
+    (model,) = shown.models
+    assert (model.planned, model.ready, model.attached) == (1, 0, 0)
+    assert model.held == {"It crashed.": 1} and model.restarts == {"died": 2}
+    assert shown.faults == {f"server-fault {UUID}": 1}
+
+
+WORKERS = """
+import sys, time
+from pathlib import Path
+from ts_mps.paths import Home
+from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.slots import Proof, claim
+home = Home(Path(sys.argv[1]))
+gpu = PlannedGpu(0, sys.argv[2], "NVIDIA H200", 48, "/pipe")
+plan = Plan((gpu,), tuple(Slot(n, "m", "1.0", gpu.uuid) for n in range(48)))
+held = [claim(home, home.instance("default"), plan, "m", "1.0", on_gpu=True) for _ in plan.slots]
+for one in held:
+    one.ready(Proof(1, time.time()))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_look_at_48_workers_costs_less_than_one_percent_of_a_core(home):
+    """Once a second; the questions to the daemons, one process each ten seconds and GPU, come on top."""
+    paths = home.instance("default")
+    command = [sys.executable, "-c", WORKERS, str(home.root), UUID]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
+    now = time.time()
+    look, memory = Looker(home, paths, plan(home, 48), {}, now), Memory()
+    turns = 30
+    for turn in range(turns + 2):
+        if turn == 2:
+            began = time.process_time()
+        seen = look.look(java=True, now=now + turn * 0.01)
+        memory = judge(memory, seen, now + turn).memory
+        watched(memory, seen, now=now, java_restarts=0, took=0.0).save(paths)
+    spent = (time.process_time() - began) / turns
+    holder.communicate()
+    assert len(seen.workers) == 48
+    assert spent < 0.010, f"{1000 * spent:.1f} ms a look"

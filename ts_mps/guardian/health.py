@@ -1,0 +1,115 @@
+"""Liveness, readiness and status over HTTP, for orchestrators: /live, /ready and /status.
+
+TorchServe's own /ping says "Healthy" over dead workers. The server runs in threads of the guardian and reads only
+files, so it neither waits for the guardian's loop nor holds it up, and it says so when that loop stands still.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ts_mps.errors import PreflightError
+from ts_mps.guardian.readiness import READINESS_VERSION, as_json, not_live, not_ready, see
+from ts_mps.paths import InstancePaths
+
+
+class Health:
+    """Answers while entered.
+
+    Args:
+        paths: The instance.
+        host: Name or address to listen on.
+        port: TCP port; 0 for any that is free.
+    """
+
+    def __init__(self, paths: InstancePaths, host: str, port: int) -> None:
+        self._paths = paths
+        self._wanted = (host, port)
+
+    def __enter__(self) -> Health:
+        """Listen.
+
+        Raises:
+            PreflightError: The address cannot be used.
+        """
+        host, port = self._wanted
+        paths = self._paths
+
+        class Server(_Server):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        class Handler(_Handler):
+            instance = paths
+
+        try:
+            self._server = Server((host, port), Handler)
+        except OSError as error:
+            raise PreflightError(
+                f"Health checks cannot be answered at {host}:{port}: {error.strerror or error}.",
+                "Choose another with --health-address, or see who listens there with: ss -ltnp",
+            ) from error
+        self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return int(self._server.server_address[1])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # A stop does not wait for a client that never ends its request.
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is no event."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    instance: InstancePaths
+    #: Seconds for a request: a connection that says nothing must not keep its thread.
+    timeout = 5
+    server_version = "ts-mps"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answer one of the three pages."""
+        page = self.path.partition("?")[0]
+        if page not in ("/live", "/ready", "/status"):
+            return self._answer(HTTPStatus.NOT_FOUND, {"error": "There are /live, /ready and /status."})
+        seen = see(self.instance)
+        if page == "/status":
+            return self._answer(HTTPStatus.OK, as_json(seen))
+        reasons = not_live(seen) if page == "/live" else not_ready(seen)
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
+        return self._answer(
+            status,
+            {"version": READINESS_VERSION, page[1:]: not reasons, "look": seen.look, "reasons": list(reasons)},
+        )
+
+    do_HEAD = do_GET
+
+    def _answer(self, status: HTTPStatus, value: dict[str, Any]) -> None:
+        body = json.dumps(value, indent=1).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A probe a second is not worth a line."""

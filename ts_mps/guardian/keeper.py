@@ -1,0 +1,166 @@
+"""Keeping an instance as it was started: one turn a second, in which GPUs and workers are watched, and java is kept."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from ts_mps.errors import TsMpsError
+from ts_mps.events import Event
+from ts_mps.guardian.change.changer import Changer
+from ts_mps.guardian.launch import expected
+from ts_mps.guardian.planning import with_planned_workers
+from ts_mps.guardian.prepare import Prepared
+from ts_mps.guardian.server import PAUSES, Ended, Server, note_pid, pause, scale_as_asked
+from ts_mps.guardian.state import State
+from ts_mps.guardian.takedown import end_workers
+from ts_mps.guardian.watch.seen import Seen
+from ts_mps.guardian.watch.watch import Watch
+from ts_mps.mps.daemon import Lease
+from ts_mps.plan.model import Plan
+
+#: Seconds that a question to TorchServe may hold up a turn.
+API_SECONDS = 5.0
+
+
+class Keeper:
+    """Keeps one instance that serves.
+
+    Args:
+        prepared: Its start.
+        state: What runs.
+        server: java.
+        leases: UUID -> the lease on its daemon; empty without MPS.
+        report: Told what happens, in a sentence each.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        state: State,
+        server: Server,
+        leases: Mapping[str, Lease],
+        report: Callable[[str], None],
+    ) -> None:
+        self.state = state
+        self.server = server
+        self._prepared = prepared
+        self._report = report
+        self._expected = expected(prepared)
+        self._watch = Watch(prepared.home, prepared.paths, prepared.plan, leases, state.endpoints.api(), report)
+        self._changer = Changer(prepared, state, self._watch.tell, self._adopt)
+        self._ends: tuple[float, ...] = ()
+        self._restart_at: float | None = None
+        self._restarts = 0
+        self._scaled = state.phase != "recovering"
+        self._broken = ""
+
+    @property
+    def acting(self) -> bool:
+        """Whether child processes run that threads wait for: nobody else may collect them."""
+        return self._watch.acting or self._changer.busy
+
+    def check_java(self) -> int | None:
+        """See whether java lives, and arrange for its next start where it does not.
+
+        Returns:
+            The exit code where the instance is at its end: 0 if java was told to end, 1 if it is not started again;
+            None while it goes on.
+        """
+        ended = self.server.ended() if self._restart_at is None else None
+        return None if ended is None else self._ended(ended)
+
+    def turn(self) -> None:
+        """Do what is due. A failure is reported and tried again: the watch itself must not end what it watches."""
+        try:
+            self._turn()
+            self._broken = ""
+        except Exception as error:
+            if self._broken != repr(error):
+                self._broken = repr(error)
+                self._report(traceback.format_exc())
+                self._watch.tell(Event("watch-failed", f"A look of the guardian failed: {error!r}"))
+
+    def close(self) -> None:
+        """End the watch, and the change that is under way."""
+        self._changer.close()
+        self._watch.close()
+
+    def reload(self) -> None:
+        """Put in force what plan file or settings say now."""
+        self._changer.reload()
+
+    def _adopt(self, plan: Plan) -> None:
+        """Go by another plan: the watch, and a java that has to be started again."""
+        models = with_planned_workers(self._prepared.models, plan)
+        self._prepared = replace(self._prepared, plan=plan, models=models)
+        self._expected = expected(self._prepared)
+        self._watch.replan(plan)
+
+    def _turn(self) -> None:
+        if self._restart_at is not None and time.monotonic() >= self._restart_at:
+            self._start_again()
+        alive = self._restart_at is None and self.server.ended() is None
+        self._changer.turn(serving=alive and self.state.phase == "serving")
+        seen = self._watch.turn(java=alive, java_restarts=self._restarts, change=self._changer.underway)
+        self._note_daemons()
+        if alive and self.state.phase == "recovering":
+            self._settle(seen)
+
+    def _ended(self, ended: Ended) -> int | None:
+        if ended.told:
+            return 0
+        text = f"TorchServe ended by itself {ended.how}."
+        self._ends = (*self._ends, time.monotonic())
+        seconds = pause(self._ends, time.monotonic())
+        if seconds is None:
+            text = f"{text} It did so {len(PAUSES) + 1} times in a row and is not started again."
+            self._watch.tell(Event("java-gone", text))
+            self.state = self.state.to("stopping", text)
+            return 1
+        self._watch.tell(Event("java-gone", f"{text} It is started again in {seconds:g} s."))
+        self._restart_at = time.monotonic() + seconds
+        if self.state.phase != "recovering":
+            self._become(self.state.to("recovering", why=text))
+        return None
+
+    def _start_again(self) -> None:
+        """Start java with the same configuration, once the workers of the one before are gone: they hold the slots."""
+        paths = self._prepared.paths
+        end_workers(self._prepared.home, paths, self.state, self._report)
+        pid_path = Path(self.state.pid_file)
+        self.server = Server.start(self._prepared, pid_path, again=True)
+        self._restart_at = None
+        self._restarts += 1
+        self._scaled = not self._expected.scale
+        self._become(replace(self.state, java=self.server.process))
+        with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to serve
+            note_pid(pid_path, self.server)
+
+    def _settle(self, seen: Seen) -> None:
+        """Serving again once TorchServe was asked for all workers and every place has one that is ready."""
+        self._scaled = self._scaled or scale_as_asked(self.state.endpoints.api(API_SECONDS), self._expected)
+        if self._scaled and self._watch.settled(seen):
+            took = time.time() - self.state.since
+            self._become(self.state.to("serving"))
+            if self._ends:
+                text, cause = f"TorchServe serves as planned again, {took:.1f} s after it had ended.", "java-gone"
+            else:
+                text, cause = f"TorchServe serves as planned, {took:.1f} s after it was taken over.", "guardian-gone"
+            self._watch.tell(Event("recovered", text, cause=cause, seconds=round(took, 3)))
+
+    def _note_daemons(self) -> None:
+        """The state file names the daemons for a later stop; they change when they are brought back."""
+        pids = self._watch.daemons
+        gpus = tuple(replace(gpu, daemon=pids.get(gpu.uuid, gpu.daemon)) for gpu in self.state.gpus)
+        if gpus != self.state.gpus:
+            self._become(replace(self.state, gpus=gpus))
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        with suppress(OSError):  # a full disk must not end what serves
+            state.save(self._prepared.paths)

@@ -1,0 +1,134 @@
+"""Whether an instance is ready, and whether its guardian is at work: judged from files alone.
+
+Probes come every few seconds. So nothing here asks TorchServe (which starts one nvidia-smi per worker for an answer)
+or a daemon (which serves one front-end at a time); what they said stands in the guardian's last look.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ts_mps.guardian.state import State, guardian_lives, load_state
+from ts_mps.guardian.watched import STALE_AFTER, Watched, WatchedModel, load_watched
+from ts_mps.paths import InstancePaths
+
+#: Version of the JSON form.
+READINESS_VERSION = 1
+#: Seconds without a look after which the guardian counts as hung. Much longer: who asks will kill it for that.
+HUNG_AFTER = 60.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the files say.
+
+    Attributes:
+        state: The instance's last state; None if it has never been started here.
+        watched: The guardian's last look; None if there was none.
+        guardian: Whether a guardian holds the instance.
+        java: Whether TorchServe's frontend lives.
+        now: Seconds since the epoch.
+    """
+
+    state: State | None
+    watched: Watched | None
+    guardian: bool
+    java: bool
+    now: float
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last look; None if there was none since the start."""
+        if self.watched is None or (self.state is not None and self.watched.at < self.state.started):
+            return None
+        return self.now - self.watched.at
+
+    @property
+    def look(self) -> str:
+        """ "fresh", "stale" or "missing". A look from the future is stale too: the clock was changed."""
+        if self.age is None:
+            return "missing"
+        return "fresh" if abs(self.age) <= STALE_AFTER else "stale"
+
+
+def see(paths: InstancePaths) -> Seen:
+    """Read the files."""
+    state = load_state(paths)
+    java = state is not None and state.java is not None and state.java.alive()
+    return Seen(state, load_watched(paths), guardian_lives(paths), java, time.time())
+
+
+def look_problem(seen: Seen) -> str:
+    """The sentence for a look that cannot be believed; empty for a fresh one."""
+    if seen.look == "fresh":
+        return ""
+    if seen.age is None:
+        return "The guardian has not looked yet: whether workers are attached is not known."
+    if not seen.guardian:
+        return f"The guardian's last look is {seen.age:.0f} s old, for the guardian is gone."
+    return f"The guardian's last look is {seen.age:.0f} s old, and it should look once a second."
+
+
+def not_ready(seen: Seen) -> tuple[str, ...]:
+    """Why it is not ready, a sentence each; empty if TorchServe and all planned workers are ready and attached."""
+    if seen.state is None:
+        return ("It has never been started.",)
+    if seen.state.phase != "serving":
+        why = (seen.state.error or seen.state.why).removesuffix(".")
+        return (f"It is {seen.state.phase}{': ' + why if why else ''}.",)
+    reasons = [] if seen.java else ["TorchServe is gone."]
+    problem = look_problem(seen)
+    if problem or seen.watched is None:
+        return (*reasons, problem)
+    if seen.java and not seen.watched.java:
+        reasons.append("TorchServe was gone at the guardian's last look.")
+    for model in seen.watched.models:
+        reasons += _model_reasons(model, changing=bool(seen.watched.changing))
+    return tuple(reasons)
+
+
+def _model_reasons(model: WatchedModel, *, changing: bool) -> list[str]:
+    reasons = []
+    # A change takes workers away one at a time on purpose; the others serve, and nobody has to look away for that.
+    if model.ready < (min(1, model.planned) if changing else model.planned):
+        reasons.append(f"Model {model.name}: {model.ready} of {model.planned} planned workers are ready.")
+    if model.attached < model.ready:
+        clients = f"{model.attached} of {model.ready} ready workers are"
+        reasons.append(f"Model {model.name}: {clients} in the client list of an MPS daemon.")
+    return reasons + [f"Model {model.name}: {count} held back: {why}" for why, count in model.held.items()]
+
+
+def not_live(seen: Seen) -> tuple[str, ...]:
+    """Why whoever asks should start the guardian again; empty while it is at work.
+
+    During a start and a stop it is: both have time limits of their own, and neither is helped by a kill.
+    """
+    if not seen.guardian:
+        return ("The guardian is gone.",)
+    if seen.state is None or seen.state.phase != "serving":
+        return ()
+    silent = seen.now - max(seen.state.since, seen.watched.at if seen.watched else 0.0)
+    if silent > HUNG_AFTER:
+        return (f"The guardian has not looked for {silent:.0f} s, and it should look once a second.",)
+    return ()
+
+
+def as_json(seen: Seen) -> dict[str, Any]:
+    """Everything as one JSON object."""
+    state = seen.state
+    return {
+        "version": READINESS_VERSION,
+        "instance": state.instance if state else None,
+        "phase": state.phase if state else None,
+        "since": state.since if state else None,
+        "ready": not not_ready(seen),
+        "not_ready": list(not_ready(seen)),
+        "live": not not_live(seen),
+        "not_live": list(not_live(seen)),
+        "guardian": state.guardian.pid if state and state.guardian and seen.guardian else None,
+        "java": state.java.pid if state and state.java and seen.java else None,
+        "look": {"state": seen.look, "age_seconds": None if seen.age is None else round(seen.age, 3)},
+        "watched": asdict(seen.watched) if seen.watched else None,
+    }

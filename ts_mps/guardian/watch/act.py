@@ -1,0 +1,126 @@
+"""Carrying out what was judged, beside the watch: ending a client or starting a daemon may take many seconds."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from ts_mps.errors import MpsError
+from ts_mps.guardian.watch.memory import Action, EndProcesses, LearnTimeout, RestoreDaemon, ReviveModel, ScaleModel
+from ts_mps.mps.daemon import Lease, terminate_and_kill
+from ts_mps.torchserve.api import Api, ModelStatus
+from ts_mps.torchserve.client import ApiError
+
+#: Seconds for a daemon to answer one ``terminate_client``; then its clients are killed all the same.
+TERMINATE_SECONDS = 2.0
+#: Seconds for the answer of a daemon that is to be replaced if it does not give one.
+ANSWER_SECONDS = 3.0
+#: Tries to reach TorchServe's management API, and seconds between two: it may just be starting, or be away for long.
+API_TRIES = 100
+API_PAUSE = 3.0
+
+
+class Actor:
+    """Does things in threads: one after the other for what is about the same GPU or model, side by side otherwise.
+
+    Args:
+        leases: UUID -> the lease on its daemon.
+        api: TorchServe's management API.
+        at_once: GPUs and models together: none of them waits for another.
+    """
+
+    def __init__(self, leases: Mapping[str, Lease], api: Api, at_once: int) -> None:
+        self._leases = leases
+        self._api = api
+        self._closing = threading.Event()
+        self._pool = ThreadPoolExecutor(max_workers=max(1, at_once), thread_name_prefix="repair")
+        self._running: dict[str, Future[None]] = {}
+        #: Model -> seconds after which TorchServe kills a worker that does not answer; infinite where it did not say.
+        self.timeouts: dict[str, float] = {}
+
+    @property
+    def busy(self) -> frozenset[str]:
+        """What is being acted upon, or was until :meth:`failures` is called next."""
+        return frozenset(self._running)
+
+    def start(self, actions: Sequence[Action]) -> None:
+        """Start doing these; none of them is about anything that is busy."""
+        todo: dict[str, list[Action]] = {}
+        for action in actions:
+            todo.setdefault(action.about, []).append(action)
+        for about, mine in todo.items():
+            self._running[about] = self._pool.submit(self._do, mine)
+
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """What was done since the last call and failed: what it was about, and why, as a sentence."""
+        done = {about: future for about, future in self._running.items() if future.done()}
+        for about in done:
+            del self._running[about]
+        return tuple((about, str(error)) for about, future in done.items() if (error := future.exception()))
+
+    def close(self) -> None:
+        """Wait for what is being done; nothing new is begun."""
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case EndProcesses():
+                    self._end(action)
+                case RestoreDaemon():
+                    self._leases[action.gpu].ensure(answer_s=ANSWER_SECONDS)
+                case ScaleModel():
+                    self._scale(action)
+                case ReviveModel():
+                    self._revive(action)
+                case LearnTimeout():
+                    self._learn(action.model)
+
+    def _end(self, action: EndProcesses) -> None:
+        lease = self._leases.get(action.gpu)
+        living = [process for process in action.processes if process.alive()]
+        if lease is not None and action.through_mps:
+            with suppress(MpsError):  # without the control program they are killed all the same
+                pids = [process.pid for process in living]
+                terminate_and_kill(lease.pipe, pids, environ=lease.environ, timeout_s=TERMINATE_SECONDS)
+        for process in living:
+            process.send(signal.SIGKILL)
+
+    def _described(self, model: str) -> tuple[ModelStatus, ...]:
+        """TorchServe's description of a model, asked for again if it does not answer.
+
+        Raises:
+            ApiError: It does not answer at all, it does not know the model, or the guardian ends.
+        """
+        for left in reversed(range(API_TRIES)):
+            try:
+                return self._api.describe(model)
+            except ApiError as error:
+                if 400 <= error.status < 500 or not left or self._closing.wait(API_PAUSE):
+                    raise
+        raise AssertionError  # the last try returns or raises
+
+    def _scale(self, action: ScaleModel) -> None:
+        for status in self._described(action.model):
+            if action.version in ("", status.version):
+                self._api.scale(action.model, status.version, action.workers)
+
+    def _revive(self, action: ReviveModel) -> None:
+        """Have TorchServe start new worker threads beside those of its own that gave up, which it never starts again.
+
+        Who asked TorchServe for fewer workers than planned gets no more than that.
+        """
+        for status in self._api.describe(action.model):
+            missing = min(status.min_workers, action.planned) - action.living
+            if action.version in ("", status.version) and missing > 0:
+                self._api.scale(action.model, status.version, len(status.workers) + missing)
+
+    def _learn(self, model: str) -> None:
+        self.timeouts[model] = float("inf")
+        said = [status.response_timeout for status in self._described(model)]
+        if said and all(said):
+            self.timeouts[model] = float(max(said))

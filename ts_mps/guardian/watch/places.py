@@ -1,0 +1,71 @@
+"""The plan's places: given out again after a quiet time, models without any put to rest, workers that nobody starts."""
+
+from __future__ import annotations
+
+from ts_mps.guardian.watch.case import Case
+from ts_mps.guardian.watch.memory import LearnTimeout, ReviveModel, ScaleModel
+from ts_mps.guardian.watch.seen import Place
+
+#: Seconds without a try to start a missing worker after which TorchServe has given up. Its pauses are 1, 1, 2, 3, 5 ...
+#: 89, 144 s (WorkerThread.BACK_OFF), and it gives up 300 s after the first end (maxRetryTimeoutInSec).
+GIVEN_UP = 180.0
+
+
+def judge_places(case: Case, java_since: float) -> None:
+    """What TorchServe is to be asked for."""
+    _release(case)
+    models: dict[tuple[str, str], list[Place]] = {}
+    for place in case.seen.places:
+        models.setdefault((place.model, place.version), []).append(place)
+    for key, places in models.items():
+        if key[0] not in case.seen.busy and not _rest(case, key, places):
+            _revive(case, key, places, java_since)
+    _learn(case)
+
+
+def _release(case: Case) -> None:
+    """Holds whose time is over."""
+    model = {place.slot: place.model for place in case.seen.places}
+    for slot in [slot for slot, hold in case.holds.items() if hold.lapsed(case.now)]:
+        del case.holds[slot]
+        text = f"Slot {slot} takes workers of model {model.get(slot, '?')} again."
+        case.say("released", text, model=model.get(slot, ""))
+
+
+def _rest(case: Case, key: tuple[str, str], places: list[Place]) -> bool:
+    """Whether TorchServe was asked to stop, or to start again.
+
+    It can be told how many workers, but not which ones: it ends those that it started last, whoever is healthy. So it
+    is asked only for a model of which no place is left; otherwise its tries are refused one by one at the slots, which
+    it makes ever more seldom and ends after 300 s.
+    """
+    left = [p for p in places if (hold := case.holds.get(p.slot)) is None or hold.soon(case.now)]
+    none_left = not left
+    if none_left and key not in case.parked:
+        case.parked.add(key)
+        case.actions.append(ScaleModel(*key, 0))
+    elif not none_left and key in case.parked:
+        case.parked.remove(key)
+        case.tried[key] = case.now
+        case.actions.append(ScaleModel(*key, len(left)))
+    else:
+        return none_left
+    return True
+
+
+def _revive(case: Case, key: tuple[str, str], places: list[Place], java_since: float) -> None:
+    wanted = {place.slot for place in places if place.slot not in case.holds}
+    living = sum(worker.slot in wanted for worker in case.seen.workers)
+    ends = [case.absent[slot].since for slot in wanted if slot in case.absent]
+    last = max(case.tried.get(key, 0.0), case.seen.tried.get(key[0], 0.0), java_since, *ends)
+    if living < len(wanted) and case.now - last > GIVEN_UP:
+        case.tried[key] = case.now
+        case.actions.append(ReviveModel(*key, len(wanted), living))
+
+
+def _learn(case: Case) -> None:
+    """How long a batch may take, of models that can hang inside a client."""
+    on_mps = {gpu.uuid for gpu in case.seen.gpus if gpu.daemon != "off"}
+    new = {worker.model for worker in case.seen.workers if worker.ready and worker.gpu in on_mps}
+    for model in sorted(new - set(case.seen.timeouts) - case.seen.busy):
+        case.actions.append(LearnTimeout(model))

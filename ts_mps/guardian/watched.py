@@ -1,0 +1,106 @@
+"""What the guardian saw at its last look, as a file for everyone who shows it: status, metrics, health."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ts_mps.files import read_json, write_json
+from ts_mps.paths import InstancePaths
+
+#: Version of its JSON form.
+WATCHED_VERSION = 1
+#: Seconds after which a look is no longer believed. The guardian looks once a second, and waits a few for a daemon that
+#: hangs.
+STALE_AFTER = 10.0
+
+
+@dataclass(frozen=True)
+class WatchedGpu:
+    """One GPU.
+
+    Attributes:
+        uuid: NVML's UUID.
+        index: NVML's index.
+        daemon: "running", "adopted", "gone", "hung" or "off".
+        server: The server's state as MPS gives it (ACTIVE, FAULT, ...); "none" before the first client; "" where MPS is
+            off or the daemon does not answer.
+        clients: Processes in the client list, those of other instances included.
+        cap: Clients that the server takes; None where MPS is off.
+        lost: Why the GPU cannot be used, as a sentence; empty if it can.
+    """
+
+    uuid: str
+    index: int
+    daemon: str
+    server: str
+    clients: int
+    cap: int | None
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class WatchedModel:
+    """Workers of one model.
+
+    Attributes:
+        name: Registered model name.
+        planned: Slots of the plan.
+        ready: Workers that have loaded.
+        attached: Of these, those in their daemon's client list right now; all of them where MPS is off.
+        held: Slots that are held back after faults, by the reason as a sentence.
+        restarts: Workers that were replaced since the start, by cause.
+    """
+
+    name: str
+    planned: int
+    ready: int
+    attached: int
+    held: Mapping[str, int] = field(default_factory=dict)
+    restarts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One look.
+
+    Attributes:
+        at: Seconds since the epoch.
+        java: Whether TorchServe's frontend lives.
+        java_restarts: How often it was started again.
+        gpus: GPUs in use.
+        models: Models of the plan.
+        faults: How often each happened since the start, by "KIND GPU-UUID" (no UUID where there is no GPU).
+        recovery_seconds: How long the last recoveries took, newest last, at most 100.
+        took: Seconds that the look took.
+        changing: What is being changed on purpose, as a part of a sentence; empty where nothing is.
+    """
+
+    at: float
+    java: bool
+    java_restarts: int
+    gpus: tuple[WatchedGpu, ...]
+    models: tuple[WatchedModel, ...]
+    faults: Mapping[str, int] = field(default_factory=dict)
+    recovery_seconds: tuple[float, ...] = ()
+    took: float = 0.0
+    changing: str = ""
+
+    def save(self, paths: InstancePaths) -> None:
+        """Write it in one step.
+
+        Raises:
+            OSError: The disk is full, or the folder is gone.
+        """
+        write_json(paths.watched, {"version": WATCHED_VERSION, **asdict(self)})
+
+
+def load_watched(paths: InstancePaths) -> Watched | None:
+    """The last look; None if there was none, or it is of another version."""
+    value: dict[str, Any] | None = read_json(paths.watched)
+    if value is None or value.pop("version", None) != WATCHED_VERSION:
+        return None
+    value["gpus"] = tuple(WatchedGpu(**gpu) for gpu in value["gpus"])
+    value["models"] = tuple(WatchedModel(**model) for model in value["models"])
+    return Watched(**{**value, "recovery_seconds": tuple(value["recovery_seconds"])})
