@@ -1,0 +1,66 @@
+"""The fault table on real GPUs under load: every worker is back under MPS in time, and nobody else noticed.
+
+TS_MPS_CHAOS_WORKERS (4) and TS_MPS_CHAOS_CLIENTS (8) are those of each GPU. The table of what was seen is printed last.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from breakable import REAL
+from breaking import HEAD, Outcome, Scene
+from serving import Serving
+from support import eventually, mps_processes
+
+from ts_mps.gpu.inventory import read_inventory
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
+
+WORKERS = int(os.environ.get("TS_MPS_CHAOS_WORKERS", "4"))
+CLIENTS = int(os.environ.get("TS_MPS_CHAOS_CLIENTS", "8"))
+#: What is broken on the first GPU, one after the other.
+FAULTS = (
+    "worker killed",
+    "MMU fault",
+    "server killed",
+    "daemon killed",
+    "worker hung",
+    "out of memory",
+    "daemon hung",
+    "guardian killed",
+)
+#: What the client of a request that breaks something is told.
+OWN = {
+    "MMU fault": ((503,), "CUDA error 700: an illegal memory access was encountered"),
+    "worker hung": ((500, 507), "Worker died."),
+    "out of memory": ((507,), "Out of resources"),
+}
+
+
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_every_fault_is_made_good_in_time(serving: Serving, gpus: int, capsys) -> None:
+    if len(read_inventory().gpus) < gpus:
+        pytest.skip(f"needs {gpus} GPUs")
+    uuids = [gpu.uuid for gpu in read_inventory().gpus[:gpus]]
+    serving.environ["CUDA_VISIBLE_DEVICES"] = ",".join(uuids)
+    scene = Scene(serving, REAL, gpus=gpus, workers=WORKERS, clients=CLIENTS)
+    outcomes: list[Outcome] = []
+    with scene:
+        for fault in FAULTS:
+            outcomes.append(scene.breaks(fault, "gpu0"))
+            if outcomes[-1].trouble:
+                break
+    stopped = serving.ts_mps("stop")
+    with capsys.disabled():
+        print(f"\n{gpus} GPU(s), {WORKERS} workers and {CLIENTS} clients on each\n{HEAD}")
+        print("\n".join(outcome.row() for outcome in outcomes))
+    assert [sentence for outcome in outcomes for sentence in outcome.wrong] == []
+    for outcome in outcomes:
+        if outcome.fault in OWN:
+            statuses, text = OWN[outcome.fault]
+            assert outcome.blow.own is not None
+            assert outcome.blow.own[0] in statuses and text in outcome.blow.own[1], outcome.blow.own
+    assert stopped.returncode == 0, stopped.stderr
+    assert serving.left() == []
+    assert eventually(lambda: mps_processes(serving.folder) == [])
