@@ -22,7 +22,7 @@ from load_server import Manners, load_server
 from support import hear_signals
 
 from ts_mps.bench.histogram import percentile, total, within
-from ts_mps.bench.load import LoadError, Spec, generate, record_references, write_bodies
+from ts_mps.bench.load import LoadError, Spec, generate, record_references, standby, write_bodies
 from ts_mps.bench.load.arrivals import arrivals
 from ts_mps.bench.records import Load
 from ts_mps.errors import PreflightError, UsageError
@@ -114,6 +114,53 @@ def test_an_open_loop_sends_exactly_what_was_planned(bodies: Path, kind: str, pr
     assert abs(found.sent - counted) <= 1 and found.answered == found.sent == total(found.histogram)
     assert found.behind_ms > 0
     assert 20 <= percentile(found.histogram, 50) < 40
+
+
+def wait_for_generators(count: int) -> None:
+    """Wait until so many processes of Locust are there, and workers have found their master."""
+    deadline = time.monotonic() + 20
+    while len(generators()) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(generators()) == count
+    time.sleep(3)
+
+
+def test_processes_that_stand_by_send_nothing_until_they_are_told_and_then_at_once(bodies: Path) -> None:
+    load = closed(4, 1.0)
+    core = min(os.sched_getaffinity(0))
+    with load_server(Manners(delay=0.02)) as (url, _), standby(load, 2, [core]) as waiting:
+        wait_for_generators(3)
+        assert all(set(process.cpu_affinity() or ()) == {core} for process in generators())
+        told = time.time()
+        found = waiting.send(spec(url, load, bodies, processes=2))
+        ended = time.time()
+        assert not found.void and found.answered > 50
+        # What Locust takes to start is over; half a second is planned ahead so that all begin together.
+        assert 0.5 <= found.began - load.warm_up - told < 1.5
+        assert ended - found.began - load.seconds < 1.0
+        assert not generators(), "they are gone as soon as the result is there"
+
+
+def test_processes_that_stand_by_and_are_not_needed_are_ended(bodies: Path) -> None:
+    with standby(closed(), 2, []):
+        wait_for_generators(3)
+    assert not generators()
+
+
+def test_a_process_that_dies_while_it_stands_by(bodies: Path) -> None:
+    with load_server() as (url, _), standby(closed(4, 60.0), 2, []) as waiting:
+        wait_for_generators(3)
+        max(generators(), key=lambda process: process.pid).kill()
+        with pytest.raises(LoadError, match="Locust died"):
+            waiting.send(spec(url, closed(4, 60.0), bodies, processes=2))
+
+
+def test_a_generator_that_dies_while_it_stands_by(bodies: Path) -> None:
+    with load_server() as (url, _), standby(closed(), 1, []) as waiting:
+        wait_for_generators(1)
+        generators()[0].kill()
+        with pytest.raises(LoadError, match="Locust died: exit status -9"):
+            waiting.send(spec(url, closed(), bodies))
 
 
 def test_a_stall_of_the_server_is_in_the_latencies_of_an_open_loop(bodies: Path) -> None:

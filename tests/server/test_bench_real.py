@@ -92,6 +92,15 @@ def left(here: Serving) -> list[str]:
     return lines
 
 
+def sending(here: Serving) -> bool:
+    """Whether a generator has been told what to send; it stands by while its server gets ready."""
+    for process in started(here):
+        with suppress(psutil.Error):
+            if "locustfile.py" in " ".join(process.cmdline()) and Path(process.cwd(), "spec.json").exists():
+                return True
+    return False
+
+
 def wait_for_line(process: subprocess.Popen[str], word: str, timeout: float = 90.0) -> str:
     """Read the output until a line holds the word; everything until then."""
     deadline, read = time.monotonic() + timeout, ""
@@ -151,7 +160,7 @@ def test_a_server_that_dies_in_the_middle_costs_its_run_which_is_made_again(mark
     command = compare(marked, marked.archive("echo", ECHO), "--workers", "1", "--seconds", "4", "--blocks", "2")
     process = marked.popen([*command, "-o", str(file)])
     wait_for_line(process, "run 1 of 2")
-    assert eventually(lambda: any("locustfile.py" in one for one in left(marked)), 90.0)
+    assert eventually(lambda: sending(marked), 90.0)
     (java,) = [one for one in started(marked) if "org.pytorch.serve.ModelServer" in one.cmdline()]
     time.sleep(2.5)
     java.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,7 @@ from ts_mps.bench.records import Arm, Load, LoadResult, Run
 from ts_mps.bench.runner import Runner
 from ts_mps.bench.schedule import Turn
 from ts_mps.bench.site import LeftRunning, ServerError, Site
-from ts_mps.errors import TsMpsError
+from ts_mps.errors import PreflightError, TsMpsError
 
 ON = arm(2, mps=True)
 GOOD = Witness((11, 12), frozenset({11, 12}))
@@ -56,23 +58,39 @@ class Fake:
             raise self.stays
 
 
-def made(server: Fake, one: Arm = ON, answer: LoadResult | BaseException | None = None) -> Run:
-    def generate(url: str, arm: Arm, load: Load) -> LoadResult:
-        server.done.append("load")
-        began = time.time()
-        time.sleep(load.seconds)
-        if isinstance(answer, BaseException):
-            raise answer
-        return replace(answer or result(), load=load, began=began)
+class Sending:
+    """The load of a run, and the times at which its processes are there."""
 
+    def __init__(self, server: Fake, answer: LoadResult | BaseException | None = None) -> None:
+        self.server, self.answer = server, answer
+
+    @contextmanager
+    def __call__(self, arm: Arm, load: Load) -> Iterator[Callable[[str], LoadResult]]:
+        def send(url: str) -> LoadResult:
+            self.server.done.append("load")
+            began = time.time()
+            time.sleep(load.seconds)
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            return replace(self.answer or result(), load=load, began=began)
+
+        self.server.done.append("stand by")
+        try:
+            yield send
+        finally:
+            self.server.done.append("gone")
+
+
+def made(server: Fake, one: Arm = ON, answer: LoadResult | BaseException | None = None) -> Run:
     site = Site("m", __file__, None, (0, 1, 2), {})  # type: ignore[arg-type]
-    return Runner(site, generate, lambda site, arm: server).run(Turn(3, 1, one.name), one, LOAD)
+    return Runner(site, Sending(server, answer), lambda site, arm: server).run(Turn(3, 1, one.name), one, LOAD)
 
 
 def test_a_good_run_is_proven_before_and_after():
     server = Fake(GOOD, GOOD)
     run = made(server)
-    assert server.done == ["start", "witness", "load", "witness", "end"]
+    # The generator gets ready while the server does, and is gone before the server ends.
+    assert server.done == ["stand by", "start", "witness", "load", "witness", "gone", "end"]
     assert run.counts and (run.block, run.position, run.arm) == (3, 1, ON.name)
     assert (run.clients, run.server_limit, run.failure, run.details) == (2, 3, "", "")
 
@@ -91,7 +109,7 @@ def test_without_proof_it_is_void_and_ended_all_the_same(one, seen, sentence):
     server = Fake(*seen)
     run = made(server, one)
     assert not run.counts and sentence in run.failure and run.details == "the last lines"
-    assert server.done[-1] == "end"
+    assert server.done[-2:] == ["gone", "end"]
     assert ("load" in server.done) == (len(seen) == 2), "what is void before the load gets none"
 
 
@@ -106,7 +124,7 @@ def test_a_server_that_does_not_start_is_a_failed_run(error):
     run = made(server)
     assert not run.counts and run.result is None and str(error) in run.failure
     assert "the last lines" in run.details
-    assert server.done == ["start", "end"]
+    assert server.done == ["stand by", "start", "gone", "end"]
 
 
 def test_a_server_that_cannot_even_be_prepared_is_a_failed_run():
@@ -114,14 +132,24 @@ def test_a_server_that_cannot_even_be_prepared_is_a_failed_run():
         raise OSError(28, "No space left on device")
 
     site = Site("m", __file__, None, (0,), {})  # type: ignore[arg-type]
-    run = Runner(site, lambda url, arm, load: result(), refuse).run(Turn(0, 0, ON.name), ON, LOAD)
+    run = Runner(site, Sending(Fake()), refuse).run(Turn(0, 0, ON.name), ON, LOAD)
     assert "No space left on device" in run.failure
 
 
 def test_a_generator_that_dies_is_a_failed_run():
     server = Fake(GOOD)
     run = made(server, answer=TsMpsError("Locust died.", details="its log"))
-    assert "Locust died." in run.failure and "its log" in run.details and server.done[-1] == "end"
+    assert "Locust died." in run.failure and "its log" in run.details and server.done[-2:] == ["gone", "end"]
+
+
+def test_a_generator_that_cannot_be_started_is_a_failed_run():
+    def missing(arm: Arm, load: Load) -> AbstractContextManager[Callable[[str], LoadResult]]:
+        raise PreflightError("Locust is not installed.")
+
+    server = Fake()
+    site = Site("m", __file__, None, (0,), {})  # type: ignore[arg-type]
+    run = Runner(site, missing, lambda site, arm: server).run(Turn(0, 0, ON.name), ON, LOAD)
+    assert "Locust is not installed." in run.failure and server.done == ["end"]
 
 
 def test_a_load_that_nobody_answered_does_not_count():

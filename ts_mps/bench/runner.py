@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime, timezone
 
 import psutil
 
+from ts_mps.bench.loading import Send
 from ts_mps.bench.proof import why_changed, why_void
 from ts_mps.bench.records import Arm, Load, LoadResult, Run
 from ts_mps.bench.sampling import Sampler
@@ -20,8 +22,8 @@ from ts_mps.bench.usage import busy_cores, cpu_seconds
 from ts_mps.errors import TsMpsError
 from ts_mps.profile.interrupts import uninterrupted
 
-#: Sends a load to a server's address and says what came back.
-Generate = Callable[[str, Arm, Load], LoadResult]
+#: Starts the processes of a load to an arm; what is entered sends the load, and none of them is left afterwards.
+Generate = Callable[[Arm, Load], AbstractContextManager[Send]]
 
 
 class Runner:
@@ -29,7 +31,7 @@ class Runner:
 
     Args:
         site: What all servers of the study have in common.
-        generate: Sends the load; raises TsMpsError where the generator itself fails.
+        generate: Makes the load; raises TsMpsError where the generator itself fails.
         serve: Makes the server of an arm.
     """
 
@@ -58,9 +60,11 @@ class Runner:
             return replace(run, failure=f"The server could not be prepared: {error}")
         try:
             try:
-                server.start()
-                run = replace(run, ready_seconds=round(time.monotonic() - began, 3))
-                return self._measure(run, server, arm, load)
+                # The generator starts beside the server, on cores of its own, and waits to be told the address.
+                with self._generate(arm, load) as send:
+                    server.start()
+                    run = replace(run, ready_seconds=round(time.monotonic() - began, 3))
+                    return self._measure(run, server, arm, load, send)
             except LeftRunning:
                 raise
             except (TsMpsError, OSError, psutil.Error) as error:
@@ -71,7 +75,7 @@ class Runner:
             with uninterrupted():
                 server.end()
 
-    def _measure(self, run: Run, server: Server, arm: Arm, load: Load) -> Run:
+    def _measure(self, run: Run, server: Server, arm: Arm, load: Load, send: Send) -> Run:
         before = server.witness()
         if failure := why_void(arm, before, "before the load"):
             return replace(run, clients=before.proven, failure=failure, details=server.logs())
@@ -82,7 +86,7 @@ class Runner:
             Sampler(watch.look) as telemetry,
             Sampler(lambda: cpu_seconds(frontend, before.workers)) as cpu,
         ):
-            result = self._generate(server.url(), arm, load)
+            result = send(server.url())
         begin, end = result.began, result.began + load.seconds
         frontend_cores, worker_cores = busy_cores(cpu.samples(), begin, end)
         run = replace(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ts_mps.bench.arms import Wish, make_arms
+from ts_mps.bench.bytecode import with_bytecode
 from ts_mps.bench.compare import Job, bodies_digest, connections_for
 from ts_mps.bench.conductor import Search
 from ts_mps.bench.copies import BATCH_DELAY
@@ -202,7 +203,7 @@ def job_of(
             archive=unpack(served.archive, folder),
             gpu=place.gpu,
             cores=place.division.server,
-            environ=dict(os.environ),
+            environ=with_bytecode(os.environ, scratch / "bytecode"),
             ready_timeout=options.ready_timeout,
             port=options.port,
             content_type=_content_type(served.bodies, arms),

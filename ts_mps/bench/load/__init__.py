@@ -5,7 +5,7 @@ imports it: the generator is made of processes of its own.
 """
 
 from ts_mps.bench.load.bodies import read_bodies, write_bodies
-from ts_mps.bench.load.generate import LoadError, generate
+from ts_mps.bench.load.generate import LoadError, Standby, generate, standby
 from ts_mps.bench.load.references import record_references
 from ts_mps.bench.load.spec import Spec
 from ts_mps.bench.load.workloads import Prepared, Workload, prepare, workload
@@ -14,11 +14,13 @@ __all__ = [
     "LoadError",
     "Prepared",
     "Spec",
+    "Standby",
     "Workload",
     "generate",
     "prepare",
     "read_bodies",
     "record_references",
+    "standby",
     "workload",
     "write_bodies",
 ]

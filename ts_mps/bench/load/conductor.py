@@ -17,6 +17,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from ts_mps.bench.load.bodies import given_bodies, read_bodies
+from ts_mps.bench.load.dying import leave
 from ts_mps.bench.load.options import the_spec, write_the_bodies
 from ts_mps.bench.load.part import Part, Turn
 from ts_mps.bench.load.references import record
@@ -31,6 +32,8 @@ _PLAN = "ts-mps plan"
 _REPORT = "ts_mps"
 #: Seconds from the plan to the first request: for the message to arrive, payloads to be read and users to start.
 _AHEAD_S = 0.5
+#: Seconds between looks for what `ts-mps bench` hands over.
+_GATE_S = 0.02
 #: Seconds between looks for processes that have died.
 _LOOK_S = 0.5
 
@@ -77,8 +80,13 @@ class Conductor:
     def _on_start(self, **_: Any) -> None:
         runner, self._run = self._runner, self._run + 1
         workers = self._workers()
+        # `ts-mps bench` starts us while its server gets ready, and hands the load over when it is.
+        while self._options.spec and not Path(self._options.spec).exists():
+            gevent.sleep(_GATE_S)
         try:
             spec = the_spec(self._options, runner.target_user_count, max(len(workers), 1), self._scratch)
+            # Locust starts its users after this whatever becomes of it, and wants each to have a host.
+            self._environment.host = spec.base_url
             if spec.check == "reference" and not spec.references.is_file():
                 record(spec, read_bodies(spec.bodies))
         except (TsMpsError, OSError) as error:
@@ -154,6 +162,7 @@ class Conductor:
         found = replace(found, began=time.time() - time.monotonic() + self._first)
         if self._options.result:
             write_json(Path(self._options.result), asdict(found))
+            leave()
         else:
             print(table(found), flush=True)
 
