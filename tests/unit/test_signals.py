@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from support import eventually
 
 from ts_mps.guardian.signals import ENDING, WAITED_FOR, Interrupted, Signals
 
@@ -50,10 +51,11 @@ AT_A_TERMINAL = """
 import sys
 from pathlib import Path
 from ts_mps.guardian.signals import Signals
+noted, ready = map(Path, sys.argv[1:])
 with Signals() as signals:
-    print("ready", flush=True)
+    ready.touch()
     ending = signals.wait(20.0)
-    Path(sys.argv[1]).write_text(f"{list(map(int, ending))} {signals.hung_up()}")
+    noted.write_text(f"{list(map(int, ending))} {signals.hung_up()}")
 """
 
 
@@ -62,13 +64,13 @@ with Signals() as signals:
     [(True, False, f"[{int(signal.SIGHUP)}] False"), (True, True, "[] True"), (False, False, "[] True")],
 )
 def test_a_terminal_that_is_closed_ends_and_a_hang_up_from_elsewhere_reloads(tmp_path, closed, nohup, said):
-    noted = tmp_path / "noted"
+    noted, ready = tmp_path / "noted", tmp_path / "ready"
     pid, terminal = pty.fork()
     if pid == 0:
         signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)
-        os.execv(sys.executable, [sys.executable, "-c", AT_A_TERMINAL, str(noted)])
+        os.execv(sys.executable, [sys.executable, "-c", AT_A_TERMINAL, str(noted), str(ready)])
     try:
-        assert b"ready" in os.read(terminal, 100)
+        assert eventually(ready.exists)
         if not closed:
             os.kill(pid, signal.SIGHUP)
     finally:
