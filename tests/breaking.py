@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import requests
+from attributing import Requests
 from loading import Load
 from serving import Serving
-from support import CONTROL, eventually, mps_processes
+from support import eventually, mps_processes
 
 from ts_mps.errors import MpsError
 from ts_mps.events import recorded
@@ -29,6 +30,8 @@ from ts_mps.slots import WorkerRecord
 RESPONSE_TIMEOUT = 10
 #: Seconds for everything to be as planned again, far more than any fault may take.
 PATIENCE = 90.0
+#: Seconds in which a request that came while all was as planned has its answer.
+ANSWERED = 1.0
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Outcome:
         found: When its event was recorded; None where it leaves none.
         back: When the last worker that came for it was ready; None if none came.
         load: Of those workers, the longest time from the start of its process to ready.
-        failed: Model -> statuses of its failed requests (0: no answer).
-        sent: Model -> requests answered since the fault before this one was over.
+        failed: Model -> statuses of its failed requests (0: no answer): those sent until it was over. One that
+            TorchServe dropped is known only half a minute later, and added then.
+        sent: Model -> requests sent since the fault before this one was over, and until it was over itself.
         unattached: Workers that were ready without proof at any look.
         trouble: Why it is not as planned; empty if it is.
     """
@@ -70,7 +74,7 @@ class Outcome:
     back: float | None
     load: float
     failed: Mapping[str, Counter[int]]
-    sent: Mapping[str, int]
+    sent: Counter[str]
     unattached: int
     trouble: str = ""
 
@@ -104,6 +108,13 @@ class Outcome:
 HEAD = f"{'fault':<16}{'found':>8}{'back':>8}{'load':>8}{'limit':>7}{'unattached':>12}  failed of sent"
 
 
+def _born(worker: WorkerRecord) -> float:
+    """When a worker's process began, seconds since the epoch; when it was ready, if it is gone already."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(worker.pid).create_time()
+    return worker.since
+
+
 class Scene:
     """An instance under load on one or several GPUs, each with a model of its own: ``gpu0``, ``gpu1``.
 
@@ -128,7 +139,7 @@ class Scene:
         started = serving.call(self._command)
         assert started.returncode == 0, started.stderr
         self.loads = {model: Load(serving, model, clients=clients) for model in self.models}
-        self._counted = dict.fromkeys(self.models, 0)
+        self._requests = Requests(self.loads)
         self._stack = ExitStack()
         self.faults: dict[str, Callable[[str], Blow]] = {
             "worker killed": self._kill_worker,
@@ -150,6 +161,12 @@ class Scene:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+        self._requests.end()
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Requests that failed while nothing was broken, a sentence for each kind; complete once this was left."""
+        return self._requests.unexplained
 
     def breaks(self, fault: str, model: str) -> Outcome:
         """Break it and wait until all is as planned again, with good answers for every model."""
@@ -167,19 +184,31 @@ class Scene:
             unattached.update(worker.pid for worker in workers if worker.state == "ready" and worker.proof is None)
             return (not blow.event or found() is not None) and not self.trouble(workers)
 
-        eventually(over, PATIENCE)
+        deadline = began + PATIENCE
+        while eventually(over, deadline - time.monotonic()):
+            # A worker that was struck may look well until its next request.
+            time.sleep(ANSWERED)
+            if over():
+                break
         since = time.monotonic()
         eventually(lambda: all(load.good_since(since) for load in self.loads.values()), 30)
+        failed, sent = self._requests.over()
+        # So that what the next fault finds under way was sent after this one was over.
+        time.sleep(ANSWERED)
+        self._requests.count(began)
+        # A daemon that is busy with the guardian's question may not answer this very one.
+        well = eventually(lambda: not self.trouble(self.serving.workers()), 5)
         fresh = [worker for worker in self.serving.workers() if worker.pid not in before and worker.state == "ready"]
         return Outcome(
             fault,
             blow,
             found() if blow.event else None,
             max((worker.since for worker in fresh), default=moment) - moment if fresh else None,
-            max((worker.since - psutil.Process(worker.pid).create_time() for worker in fresh), default=0.0),
-            *self._count(began),
+            max((worker.since - _born(worker) for worker in fresh), default=0.0),
+            failed,
+            sent,
             len(unattached),
-            self.trouble(self.serving.workers()),
+            "" if well else self.trouble(self.serving.workers()) or "It is not as planned all the time.",
         )
 
     def trouble(self, workers: tuple[WorkerRecord, ...]) -> str:
@@ -202,30 +231,29 @@ class Scene:
         missing = {worker.pid for worker in workers if worker.state == "ready"} - listed
         return f"Workers {sorted(missing)} are no clients." if missing else ""
 
-    def _count(self, began: float) -> tuple[dict[str, Counter[int]], dict[str, int]]:
-        """Failed and all requests of each model that have not been counted yet; none may have failed before."""
-        failed, sent = {}, {}
-        for model, load in self.loads.items():
-            answers = load.answers[self._counted[model] :]
-            self._counted[model] += len(answers)
-            assert all(answer.good for answer in answers if answer.done < began), f"{model} failed without a fault"
-            failed[model] = Counter(answer.status for answer in answers if not answer.good)
-            sent[model] = len(answers)
-        return failed, sent
-
     # -- the faults ------------------------------------------------------------------------------------------------
 
     def _on(self, model: str) -> list[WorkerRecord]:
         return [worker for worker in self.serving.workers() if worker.slot.model == model]
 
-    def _processes(self, model: str, name: str) -> list[psutil.Process]:
-        """The MPS processes of a model's GPU with this name."""
+    def _servers(self, model: str) -> list[psutil.Process]:
+        """The MPS servers of a model's GPU."""
         pipe = str(self.serving.home.gpu(self._on(model)[0].slot.gpu).pipe)
-        return [
-            process
-            for process in mps_processes(self.serving.folder)
-            if Path(process.cmdline()[0]).name == name and process.environ()["CUDA_MPS_PIPE_DIRECTORY"] == pipe
-        ]
+        found = []
+        for process in mps_processes(self.serving.folder):
+            # The guardian's questions are processes that come and go.
+            with suppress(psutil.Error, IndexError):
+                named = Path(process.cmdline()[0]).name == "nvidia-cuda-mps-server"
+                if named and process.environ()["CUDA_MPS_PIPE_DIRECTORY"] == pipe:
+                    found.append(process)
+        return found
+
+    def _daemon(self, model: str) -> psutil.Process:
+        """The control daemon of a model's GPU, as the guardian knows it: its questions have the same name."""
+        uuid = self._on(model)[0].slot.gpu
+        (daemon,) = [gpu.daemon for gpu in self.serving.state().gpus if gpu.uuid == uuid]
+        assert daemon is not None
+        return psutil.Process(daemon.pid)
 
     def _send(self, model: str, body: bytes) -> tuple[int, str]:
         where = self.serving.state().endpoints.inference
@@ -246,18 +274,17 @@ class Scene:
         return Blow("worker-fault", self._all_of(model), 5.0, self._send(model, b"wild"))
 
     def _kill_server(self, model: str) -> Blow:
-        for server in self._processes(model, "nvidia-cuda-mps-server"):
-            server.kill()
+        for server in self._servers(model):
+            with suppress(psutil.NoSuchProcess):
+                server.kill()
         return Blow("server-gone", self._all_of(model), 5.0)
 
     def _kill_daemon(self, model: str) -> Blow:
-        for daemon in self._processes(model, CONTROL):
-            daemon.kill()
+        self._daemon(model).kill()
         return Blow("daemon-gone", self._all_of(model), 5.0)
 
     def _stop_daemon(self, model: str) -> Blow:
-        for daemon in self._processes(model, CONTROL):
-            daemon.suspend()
+        self._daemon(model).suspend()
         # Three looks of three seconds each, three more before it is replaced, and the turns between them.
         return Blow("daemon-hung", self._all_of(model), 30.0)
 

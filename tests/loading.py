@@ -67,4 +67,9 @@ class Load:
 
     def good_since(self, moment: float) -> bool:
         """Whether a request that was sent after this moment was answered well."""
-        return any(answer.good and answer.sent > moment for answer in list(self.answers))
+        for answer in reversed(self.answers):  # in the order in which they were answered
+            if answer.done <= moment:
+                return False
+            if answer.good and answer.sent > moment:
+                return True
+        return False

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import requests
+import torch
 from breakable import REAL
 from serving import Serving
 from support import eventually
 
+from ts_mps.errors import MpsError
 from ts_mps.events import recorded
 from ts_mps.mps.control import Control
 
@@ -33,7 +36,10 @@ def attached(serving: Serving, count: int) -> set[int]:
     def all_back() -> bool:
         pids.clear()
         pids.update(worker.pid for worker in serving.workers() if worker.state == "ready")
-        clients = {pid for gpu in serving.state().gpus if gpu.pipe for pid in Control(Path(gpu.pipe)).all_clients()}
+        clients: set[int] = set()
+        with suppress(MpsError):  # a server that recovers does not always answer
+            for gpu in serving.state().gpus:
+                clients |= set(Control(Path(gpu.pipe)).all_clients()) if gpu.pipe else set()
         return len(pids) == count and pids <= clients
 
     assert eventually(all_back, 120), serving.status()
@@ -71,6 +77,8 @@ def stopped(serving: Serving):
 @pytest.mark.parametrize("body", [b"wild", b"swallowed"])
 def test_a_wild_pointer(stopped: Serving, workers: int, body: bytes) -> None:
     """The neighbour's context dies too, so it fails a batch unless the guardian ends it before; both return."""
+    if body == b"swallowed" and not hasattr(torch, "AcceleratorError"):
+        pytest.skip(f"torch {torch.__version__} has no class of its own for CUDA's errors, by which it would be seen")
     url = start(stopped, workers)
     before = attached(stopped, workers)
     lost = requests.post(url, body, timeout=60)

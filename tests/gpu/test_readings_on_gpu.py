@@ -16,6 +16,8 @@ pytestmark = pytest.mark.gpu
 BUSY = """
 import torch
 a = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+a @ a  # cuBLAS loads its kernels and takes its workspace, which is no work yet
+torch.cuda.synchronize()
 print("ready", flush=True)
 while True:
     a @ a
@@ -37,7 +39,9 @@ def uuid():
 
 
 def test_the_activity_of_the_sms_follows_the_work(uuid):
-    idle = sm_activity([uuid], 0.2)[uuid]
+    idle = sm_activity([uuid], 0.2).get(uuid)
+    if idle is None:
+        pytest.skip("NVML gives the SM activity of this GPU not to this user or with this driver")
     busy = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True)
     try:
         assert busy.stdout.readline() == "ready\n"
