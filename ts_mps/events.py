@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ts_mps.files import try_lock
 from ts_mps.paths import InstancePaths
 
 #: Version of an event's JSON form.
@@ -89,8 +90,14 @@ def recorded(paths: InstancePaths) -> Iterator[Event]:
 
 def _turn_over(path: Path) -> None:
     with suppress(FileNotFoundError):
-        if path.stat().st_size > _LONGEST:
-            path.replace(turned_over(path))
+        if path.stat().st_size <= _LONGEST or (lock := try_lock(path)) is None:
+            return  # not yet, or somebody else is at it
+        try:
+            # Of two writers at the limit the second would put a nearly empty file in the old one's place.
+            if path.stat().st_size > _LONGEST:
+                path.replace(turned_over(path))
+        finally:
+            os.close(lock)
 
 
 def turned_over(path: Path) -> Path:

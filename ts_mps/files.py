@@ -7,9 +7,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from ts_mps.errors import MpsError
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,18 +81,57 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, timeout_s: float | None = None) -> Iterator[None]:
     """Hold the exclusive flock of ``path``; waits for whoever has it.
+
+    Args:
+        path: The file, made if it is missing.
+        timeout_s: Seconds to wait at the longest; None for as long as it takes.
 
     Raises:
         OSError: The file cannot be opened or made.
+        MpsError: Somebody else held it for all of ``timeout_s``.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if timeout_s is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _lock_within(descriptor, path, timeout_s)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock_within(descriptor: int, path: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                break
+            time.sleep(0.05)
+        else:
+            return
+    holder = _holder(descriptor)
+    who = f"Process {holder}" if holder else "A process that cannot be seen from here"
+    raise MpsError(
+        f"{who} has held {path} for {timeout_s:g} s.",
+        f"See what it waits for, and end it if it hangs: ps -fp {holder}" if holder else "",
+    )
+
+
+def _holder(descriptor: int) -> int:
+    """Pid of who took the flock of an open file, by /proc/locks (proc_locks(5)); 0 where it is out of sight."""
+    inode = os.fstat(descriptor).st_ino
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()
+            # "1: FLOCK ADVISORY WRITE 708 08:01:7864448 0 EOF"; who waits has "->" after the number.
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == str(inode):
+                return max(0, int(fields[4]))
+    return 0
 
 
 def last_lines(path: Path, count: int = 15, limit: int = 64 * 1024) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from support import eventually
 
 from ts_mps.errors import MpsError, NotReadyError, PreflightError, TsMpsError
+from ts_mps.events import Event
 from ts_mps.guardian import background
+from ts_mps.guardian import log as log_module
 from ts_mps.mps.control import DaemonTimeout
 from ts_mps.torchserve.client import ApiError
 
@@ -23,11 +26,11 @@ def begin(tmp_path: Path, monkeypatch):
 
     def begin(life) -> int:
         class Guardian:
-            def __init__(self, prepared, report) -> None:
-                self.report = report
+            def __init__(self, prepared, report, log) -> None:
+                self.report, self.log = report, log
 
             def run(self, ready) -> int:
-                return life(self.report, ready)
+                return life(self.report, ready, *((self.log,) if begin.logs else ()))
 
         monkeypatch.setattr(background, "Guardian", Guardian)
         home = SimpleNamespace(root=tmp_path)
@@ -38,7 +41,7 @@ def begin(tmp_path: Path, monkeypatch):
         told.append(text)
         begin.on_report()
 
-    begin.told, begin.on_report = told, lambda: None
+    begin.told, begin.on_report, begin.logs = told, lambda: None, False
     return begin
 
 
@@ -54,13 +57,48 @@ def test_ready_after_some_progress(begin, tmp_path):
         report("starting TorchServe")
         report("2 of 2 workers ready")
         ready()
-        report("nobody hears this, and it does no harm")
+        report("the parent does not hear this")
         (tmp_path / "served").touch()
         return 0
 
     assert begin(life) == 0
     assert eventually((tmp_path / "served").exists)
     assert begin.told == ["starting TorchServe", "2 of 2 workers ready"]
+
+
+def test_what_is_said_after_the_start_goes_into_the_log_line_by_line(begin, tmp_path):
+    begin.logs = True
+
+    def life(report, ready, log):
+        ready()
+        log(Event("java-gone", "TorchServe ended by itself.", time=5.0))
+        report("stopping\nTorchServe")
+        (tmp_path / "served").touch()
+        return 0
+
+    assert begin(life) == 0
+    assert eventually((tmp_path / "served").exists)
+    first, second = map(json.loads, (tmp_path / "guardian.log").read_text().splitlines())
+    assert Event.from_json(first) == Event("java-gone", "TorchServe ended by itself.", time=5.0)
+    assert (second["kind"], second["text"]) == ("guardian", "stopping\nTorchServe")
+
+
+def test_the_log_is_turned_over(begin, tmp_path, monkeypatch):
+    monkeypatch.setattr(log_module, "_LONGEST", 200)
+
+    def life(report, ready):
+        ready()
+        for number in range(20):
+            report(f"{number} {'x' * 50}")
+        os.write(1, b"all of it goes into the new one\n")
+        (tmp_path / "served").touch()
+        return 0
+
+    assert begin(life) == 0
+    assert eventually((tmp_path / "served").exists)
+    assert (tmp_path / "guardian.log").read_text().endswith("all of it goes into the new one\n")
+    assert 200 < (tmp_path / "guardian.log.1").stat().st_size < 1000
+    assert (tmp_path / "guardian.log").stat().st_size < 1000
 
 
 def test_the_exit_code_of_an_interrupted_start(begin):

@@ -120,6 +120,34 @@ def test_a_change_is_made_beside_the_loop_and_the_loop_takes_its_plan_over(paths
     assert guardian.events == ["change-done"] and guardian.changer.underway.text == ""
 
 
+def test_whoever_did_not_go_was_not_asked_once_the_change_is_over(paths, guardian, monkeypatch):
+    monkeypatch.setattr(module, "workers", lambda of: (SimpleNamespace(pid=7),))
+    exchange = Exchange.ask(paths, Change("reload"))
+    guardian.turn()
+    guardian.changer._stage.asked.update({7: "rolled", 8: "rolled"})
+    assert set(guardian.changer.underway.asked) == {7, 8}
+    guardian.go_on.set()
+    guardian.until_over(exchange)
+    assert set(guardian.changer.underway.asked) == {8}, "the watch may not have seen it go"
+    monkeypatch.setattr(module, "FORGET_SECONDS", 0.0)
+    assert not guardian.changer.underway.asked, "the pid may be another's by now"
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_a_change_that_outlives_its_instance_leaves_the_drain_alone(paths, guardian, monkeypatch, closing):
+    heeded = []
+    monkeypatch.setattr(module.Crew, "heed", lambda crew, attention: heeded.append(attention))
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
+    exchange = Exchange.ask(paths, Change("reload"))
+    guardian.turn()
+    if closing:
+        guardian.changer.close()
+        assert guardian.changer.busy
+    guardian.go_on.set()
+    guardian.until_over(exchange)
+    assert bool(heeded) == (not closing)
+
+
 def test_a_second_one_is_refused_meanwhile(paths, guardian):
     first = Exchange.ask(paths, Change("reload"))
     guardian.turn()

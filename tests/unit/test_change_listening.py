@@ -105,6 +105,12 @@ def test_what_comes_too_late_is_refused_in_words_and_words_are_heard(worker):
     assert status(worker.predict(batch_of(word("pass", pids=())))) == GIVEN_BACK
 
 
+def test_nothing_is_refused_for_a_guardian_that_died_in_the_middle_of_a_stop(worker):
+    ask(worker, Attention.REFUSE)
+    worker.guarded = False
+    assert worker.predict(batch_of()) == b"served"
+
+
 class Parked(threading.Thread):
     """A batch with the word that parks the worker, in a thread."""
 

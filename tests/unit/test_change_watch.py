@@ -98,4 +98,5 @@ def test_what_is_being_changed_is_shown():
 def test_readiness_while_workers_are_replaced(tmp_path, ready, changing, reasons):
     of = state(tmp_path, since=NOW - 3600, started=NOW - 3700)
     files = Files(of, watched(at=NOW - 1, models=bert(ready=ready, attached=ready), changing=changing), True, True, NOW)
-    assert len(not_ready(files)) == reasons
+    assert len(not_ready(files, strict=True)) == reasons
+    assert bool(not_ready(files)) == (ready == 0)

@@ -20,7 +20,7 @@ from support import eventually, gone, mps_processes, simulated_gpu
 from ts_mps.errors import MpsError
 from ts_mps.files import is_locked
 from ts_mps.gpu.inventory import Gpu, read_inventory
-from ts_mps.mps import process
+from ts_mps.mps import daemon, process
 from ts_mps.mps.control import Control, DaemonNotFound, DaemonTimeout, binary_version
 from ts_mps.mps.daemon import (
     Lease,
@@ -283,6 +283,43 @@ def test_ensure_replaces_a_daemon_that_hangs(take: Acquire):
     assert daemon_alive(before), "only asking it tells"
     after = lease.ensure(timeout_s=1.0)
     assert after.pid != before.pid and gone(before.pid)
+
+
+def test_ensure_starts_no_daemon_that_nobody_would_end(take: Acquire):
+    """A repair that waited for the lock, while its instance was taken down."""
+    lease = take()
+    before = lease.daemon
+    lease.release()
+    with pytest.raises(MpsError, match="let go"):
+        lease.ensure()
+    assert gone(before.pid) and not daemon_alive(before)
+
+
+def test_a_server_in_fault_will_do_for_who_is_to_end_its_clients(take: Acquire, paths: GpuPaths, client):
+    lease = take()
+    victim = client()
+    (paths.pipe / "sim-fault").write_text(str(victim.pid))
+    with pytest.raises(MpsError, match=r"did not become ACTIVE.*FAULT"):
+        take("two", timeout_s=0.3)
+    before = lease.daemon
+    assert lease.ensure(timeout_s=0.3) == before
+    assert take("three", timeout_s=0.3, taken_over=True).daemon.pid == before.pid
+
+
+def test_a_lock_that_is_never_let_go_of_is_named_and_not_waited_for(take: Acquire, paths: GpuPaths, monkeypatch):
+    monkeypatch.setattr(daemon, "LOCK_S", 0.2)
+    lease = take()
+    holding = "import sys, time; from ts_mps.files import try_lock; from pathlib import Path;"
+    holding += "try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", holding, paths.lock], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline()
+        began = time.monotonic()
+        for attempt in (lease.ensure, lease.release, lambda: take("two")):
+            with pytest.raises(MpsError, match=f"Process {holder.pid} has held .* for 0.2 s"):
+                attempt()
+        assert time.monotonic() - began < 10
+        holder.kill()
+    assert "was stopped" in lease.release()
 
 
 def test_release_of_a_dead_daemon_clears_its_files(take: Acquire, gpu: Gpu, short_dir: Path, paths: GpuPaths):

@@ -75,6 +75,15 @@ def test_where_nothing_comes_it_is_short_and_the_door_is_shut_all_the_same(quiet
     assert steps == ["shut", "refuse"] and time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("shut", [True, False])
+def test_it_says_so_where_the_door_cannot_be_shut(quiet, monkeypatch, shut):
+    paths, of, _ = quiet
+    monkeypatch.setattr(module, "_shut", lambda state: shut)
+    told: list[str] = []
+    drain(paths, of, 30.0, told.append, lambda: False)
+    assert any("cannot be shut" in text for text in told) is not shut
+
+
 def test_no_time_is_no_drain(quiet):
     paths, of, steps = quiet
     drain(paths, of, 0.0, pytest.fail, lambda: False)

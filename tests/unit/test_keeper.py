@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,16 +44,24 @@ def paths(short_dir: Path) -> InstancePaths:
 def keep(paths: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[object]:
     """A keeper of an instance in this state, and its java."""
     made: list[Keeper] = []
+    said: list[str] = []
     prepared = SimpleNamespace(
-        home=Home(short_dir), paths=paths, plan=PLAN, models=(), mps=SimpleNamespace(on=False), config=None
+        home=Home(short_dir),
+        paths=paths,
+        plan=PLAN,
+        models=(),
+        mps=SimpleNamespace(on=False),
+        config=None,
+        arguments=SimpleNamespace(wait_timeout=60.0),
     )
     monkeypatch.setattr(module, "scale_as_asked", lambda api, expected: True)
 
     def make(now: State) -> tuple[Keeper, Java]:
         java = Java()
-        made.append(Keeper(prepared, now, java, {}, lambda text: None))  # type: ignore[arg-type]
+        made.append(Keeper(prepared, now, java, {}, said.append, lambda event: said.append(event.text)))  # type: ignore[arg-type]
         return made[-1], java
 
+    make.said = said
     yield make
     for one in made:
         one.close()
@@ -105,3 +115,32 @@ def test_a_look_that_fails_is_told_once_and_tried_again(keep, paths, short_dir, 
     keeper.turn()
     (event,) = events(paths)
     assert event.kind == "watch-failed" and "no /proc" in event.text
+    traceback, sentence = keep.said
+    assert "in turn" in traceback and sentence == event.text
+
+
+def test_one_place_that_stays_empty_keeps_nobody_from_the_others_for_ever(keep, paths, short_dir):
+    keeper, _ = keep(state(short_dir, phase="recovering", gpus=()))
+    keeper.turn()
+    assert keeper.state.phase == "recovering"
+    keeper._settle_by = 0.0
+    keeper.turn()
+    keeper.turn()
+    assert keeper.state.phase == "serving" == load_state(paths).phase
+    (event,) = events(paths)
+    assert event.kind == "not-recovered" and "within 60 s" in event.text
+
+
+def test_a_repair_that_hangs_holds_a_stop_up_for_a_bounded_time(keep, short_dir, monkeypatch):
+    keeper, _ = keep(state(short_dir, gpus=()))
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.2)
+    go_on = threading.Event()
+    actor = keeper._watch._actor
+    actor._running["GPU-0"] = actor._pool.submit(go_on.wait, 30)
+    began = time.monotonic()
+    keeper.close()
+    assert 0.2 <= time.monotonic() - began < 5
+    monkeypatch.setattr(module, "CLOSING_SECONDS", 30.0)
+    keeper.close()
+    assert time.monotonic() - began < 5, "it has been waited for"
+    go_on.set()

@@ -13,6 +13,9 @@ import pytest
 import yaml
 
 from ts_mps.errors import PlanError, UsageError
+from ts_mps.guardian.takedown import longest
+from ts_mps.guardian.watch.faults import COLLECTIVE
+from ts_mps.guardian.watch.seen import ROLLED, SCALED_DOWN
 from ts_mps.torchserve.arguments import StartArguments, parse
 from ts_mps.torchserve.config import DATA
 from ts_mps.torchserve.properties import read
@@ -167,7 +170,11 @@ FINE = {
     'ts_mps_workers_attached{model_name="m"}': "2x60",
     'ts_mps_workers_held{model_name="m"}': "0x60",
     'ts_mps_worker_restarts_total{model_name="m",cause="c"}': "7x60",
+    'ts_mps_worker_restarts_total{model_name="m",cause="server-fault"}': "7x60",
+    'ts_mps_worker_restarts_total{model_name="m",cause="scaled-down"}': "7x60",
     'ts_mps_faults_total{kind="k",gpu="0"}': "7x60",
+    'ts_mps_faults_total{kind="worker-fault",gpu="0"}': "7x60",
+    'ts_mps_faults_total{kind="server-fault",gpu="0"}': "7x60",
     "ts_mps_java_restarts_total": "1x60",
     'ts_mps_gpu_usable{gpu="0",uuid="u"}': "1x60",
     'ts_mps_gpu_clients{gpu="0"}': "2x60",
@@ -207,6 +214,18 @@ FAULTS: dict[str, tuple[dict[str, str], set[str]]] = {
     ),
     "faults": ({'ts_mps_faults_total{kind="k",gpu="0"}': "0+1x60"}, {"TsMpsFaults"}),
     "the first faults of their kind": ({'ts_mps_faults_total{kind="k",gpu="0"}': "_x30 0 4x30"}, {"TsMpsFaults"}),
+    "one fault of a server with 12 workers": (
+        {
+            'ts_mps_worker_restarts_total{model_name="m",cause="server-fault"}': "0x35 12x25",
+            'ts_mps_faults_total{kind="worker-fault",gpu="0"}': "0x35 12x25",
+            'ts_mps_faults_total{kind="server-fault",gpu="0"}': "0x35 1x25",
+        },
+        set(),
+    ),
+    "a model is scaled down and up": (
+        {'ts_mps_worker_restarts_total{model_name="m",cause="scaled-down"}': "0+1x60"},
+        set(),
+    ),
     "java was started again": ({"ts_mps_java_restarts_total": "0x35 1x25"}, {"TsMpsTorchServeRestarted"}),
     "a gpu is lost": ({'ts_mps_gpu_usable{gpu="0",uuid="u"}': "0x60"}, {"TsMpsGpuLost"}),
     "gpu memory is full": ({'GPUMemoryUtilization{DeviceId="0"}': "97x60"}, {"TsMpsGpuMemoryNearlyFull"}),
@@ -222,6 +241,14 @@ def series(name: str) -> str:
 def test_every_alert_is_tried():
     assert set().union(*(alerts for _, alerts in FAULTS.values())) == {rule["alert"] for rule in RULES}
     assert all(set(changed) <= set(FINE) for changed, _ in FAULTS.values())
+
+
+def test_what_strikes_a_whole_gpu_is_not_counted_worker_by_worker():
+    expressions = {rule["alert"]: rule["expr"] for rule in RULES}
+    (left_out,) = re.findall('cause!~"([^"]*)"', expressions["TsMpsWorkersRestartOften"])
+    assert all(re.fullmatch(left_out, cause) for cause in (*COLLECTIVE, ROLLED, SCALED_DOWN))
+    assert not any(re.fullmatch(left_out, cause) for cause in ("died", "hung", "unattached", "cuda-error-700"))
+    assert 'kind!="worker-fault"' in expressions["TsMpsFaults"]
 
 
 @needs_promtool
@@ -295,7 +322,7 @@ def test_the_unit_fits_the_guardian(service):
     # Starting again must not be refused for what may pass (1, 3, 5, 6), nor go on over what will not.
     refused = {int(code) for code in service["RestartPreventExitStatus"].split()}
     assert refused == {UsageError.exit_code, PlanError.exit_code}
-    assert int(service["TimeoutStopSec"]) >= StartArguments().drain_timeout + 70
+    assert int(service["TimeoutStopSec"]) >= longest(StartArguments().drain_timeout)
 
 
 def test_the_unit_leaves_mps_its_memory_devices_and_pids(service):

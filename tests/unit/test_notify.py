@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
+from watching import state
 
+from ts_mps.guardian.loop import Guardian
 from ts_mps.guardian.notify import Notifier
+from ts_mps.guardian.takedown import CLOSING_SECONDS, longest
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -43,14 +47,21 @@ def test_states_as_systemd_reads_them(manager):
     assert received(receiver) == expected, "without WATCHDOG_USEC nobody waits for a sign of life"
 
 
-def test_a_reload_names_its_moment(manager):
+def test_a_status_is_sent_when_it_is_another_one(manager):
     receiver, name = manager
-    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-    Notifier(name).reloading()
-    (message,) = received(receiver)
-    first, second = message.split("\n")
-    assert first == "RELOADING=1"
-    assert before <= int(second.removeprefix("MONOTONIC_USEC=")) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notifier = Notifier(name)
+    for text in ("serving", "serving", "recovering", "serving"):
+        notifier.status(text)
+    assert received(receiver) == ["STATUS=serving", "STATUS=recovering", "STATUS=serving"]
+
+
+def test_a_stop_tells_how_long_it_may_take_before_it_waits_for_anything(manager, short_dir):
+    receiver, name = manager
+    prepared = SimpleNamespace(environ={"NOTIFY_SOCKET": name}, taken_over=state(short_dir))
+    Guardian(prepared, print, print)._stopping(drain=300.0)  # type: ignore[arg-type]
+    stopping, extended, _ = received(receiver)
+    assert stopping == "STOPPING=1"
+    assert int(extended.removeprefix("EXTEND_TIMEOUT_USEC=")) / 1e6 == longest(300.0) > 300 + CLOSING_SECONDS
 
 
 def test_signs_of_life_come_twice_as_often_as_waited_for(manager):

@@ -19,7 +19,7 @@ from watching import bert, instance, state, watched
 from ts_mps.cli.main import main
 from ts_mps.errors import PreflightError, UsageError
 from ts_mps.files import try_lock
-from ts_mps.guardian.health import Health
+from ts_mps.guardian.health import AT_ONCE, Health, _from_here
 from ts_mps.guardian.readiness import Seen, look_problem, not_live, not_ready
 from ts_mps.processes import ProcessId
 from ts_mps.torchserve.arguments import parse
@@ -44,6 +44,29 @@ def test_ready_needs_all_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "models",
+    [bert(ready=1, attached=1), bert(attached=1), bert(planned=0, ready=0, attached=0), bert(ready=3, attached=2)],
+    ids=["one away", "one not attached", "none planned", "one too many"],
+)
+def test_a_model_that_has_a_worker_is_served(tmp_path, models):
+    assert not_ready(seen(tmp_path, at(models=models))) == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "reasons"),
+    [
+        (
+            bert(ready=0, attached=0, held={"It crashed.": 2}),
+            ("Model bert: none of 2 planned workers is ready.", "Model bert: 2 held back: It crashed."),
+        ),
+        (bert(attached=0), ("Model bert: none of 2 ready workers is in the client list of an MPS daemon.",)),
+    ],
+)
+def test_a_model_without_a_worker_is_not_ready(tmp_path, model, reasons):
+    assert not_ready(seen(tmp_path, at(models=model))) == reasons
+
+
+@pytest.mark.parametrize(
     ("look", "reason"),
     [
         (at(models=bert(ready=1, attached=1)), "Model bert: 1 of 2 planned workers are ready."),
@@ -53,17 +76,17 @@ def test_ready_needs_all_of_it(tmp_path):
         ("missing", "The guardian has not looked yet: whether workers are attached is not known."),
     ],
 )
-def test_what_is_not_as_planned_is_not_ready(tmp_path, look, reason):
-    assert not_ready(seen(tmp_path, look)) == (reason,)
+def test_what_is_not_as_planned_is_not_strictly_ready(tmp_path, look, reason):
+    assert not_ready(seen(tmp_path, look), strict=True) == (reason,)
 
 
 def test_held_slots_say_why(tmp_path):
     look = at(models=bert(ready=1, attached=1, held={"It crashed 5 times.": 1}))
-    assert not_ready(seen(tmp_path, look))[1] == "Model bert: 1 held back: It crashed 5 times."
+    assert not_ready(seen(tmp_path, look), strict=True)[1] == "Model bert: 1 held back: It crashed 5 times."
 
 
 def test_a_worker_beyond_the_plan_does_not_stand_for_a_planned_one(tmp_path):
-    assert not_ready(seen(tmp_path, at(models=bert(ready=3, attached=2)))) != ()
+    assert not_ready(seen(tmp_path, at(models=bert(ready=3, attached=2))), strict=True) != ()
 
 
 @pytest.mark.parametrize("phase", ["starting", "stopping", "stopped", "failed"])
@@ -74,8 +97,12 @@ def test_only_serving_is_ready(tmp_path, phase):
 
 
 def test_a_recovery_says_what_it_recovers_from(tmp_path):
-    reason = not_ready(seen(tmp_path, phase="recovering", why="TorchServe ended by itself by signal 9."))
-    assert reason == ("It is recovering: TorchServe ended by itself by signal 9.",)
+    why = "TorchServe ended by itself by signal 9."
+    gone = not_ready(seen(tmp_path, java=False, phase="recovering", why=why))
+    assert gone == ("It is recovering: TorchServe ended by itself by signal 9.", "TorchServe is gone.")
+    back = seen(tmp_path, at(models=bert(ready=1, attached=1)), phase="recovering", why=why)
+    assert not_ready(back) == (), "each model is served again"
+    assert not_ready(back, strict=True)[0].startswith("It is recovering")
 
 
 def test_a_dead_java_is_met_before_the_next_look(tmp_path):
@@ -104,6 +131,7 @@ def test_liveness_is_patient(tmp_path):
     assert not_live(fresh) == ()
     for phase in ("starting", "stopping"):
         assert not_live(seen(tmp_path, "missing", phase=phase)) == ()
+    assert not_live(seen(tmp_path, watched(at=NOW - 61), phase="recovering")) != ()
     assert not_live(seen(tmp_path, guardian=False)) == ("The guardian is gone.",)
 
 
@@ -126,7 +154,9 @@ def test_status_ready_as_a_probe(served, capsys):
     assert status(served, "--ready") == 0
     assert capsys.readouterr().out == "ready\n"
     watched(models=bert(ready=1, attached=1)).save(served)
-    assert status(served, "--ready") == 7
+    assert status(served, "--ready") == 0
+    assert capsys.readouterr().out == "ready\n"
+    assert status(served, "--ready", "--strict") == 7
     assert capsys.readouterr().out == "Model bert: 1 of 2 planned workers are ready.\n"
 
 
@@ -181,6 +211,35 @@ def test_http_follows_the_files(health, served):
     watched(at=time.time() - 90).save(served)
     assert get(f"{health}/live").status_code == 503
     assert get(f"{health}/status").json()["not_live"]
+
+
+def test_http_strictly(health, served):
+    watched(models=bert(ready=1, attached=1)).save(served)
+    assert get(f"{health}/ready").status_code == 200
+    answer = get(f"{health}/ready?strict")
+    assert (answer.status_code, answer.json()["reasons"]) == (503, ["Model bert: 1 of 2 planned workers are ready."])
+    assert (get(f"{health}/status").json()["ready"], get(f"{health}/status").json()["as_planned"]) == (True, False)
+
+
+def test_strict_goes_with_ready(served, capsys):
+    assert status(served, "--strict") == UsageError.exit_code
+
+
+@pytest.mark.parametrize(
+    ("client", "here"), [("127.0.0.9", True), ("::ffff:127.0.0.1", True), ("::1", True), ("10.0.0.1", False)]
+)
+def test_status_is_for_its_own_machine(client, here):
+    assert _from_here(client) == here
+
+
+def test_the_oldest_of_too_many_connections_goes(health):
+    address = ("127.0.0.1", int(health.rpartition(":")[2]))
+    opened = [socket.create_connection(address, timeout=3) for _ in range(AT_ONCE + 3)]
+    assert [one.recv(1) for one in opened[:3]] == [b""] * 3, "long before their time is up"
+    opened[-1].sendall(b"GET /live HTTP/1.0\r\n\r\n")
+    assert opened[-1].recv(12) == b"HTTP/1.0 200"
+    for one in opened:
+        one.close()
 
 
 def test_http_status_without_a_look(health, served):

@@ -54,7 +54,7 @@ def actor(monkeypatch) -> Iterator[object]:
 
     yield make
     for one in made:
-        one.close()
+        one.close(10.0)
 
 
 def settle(actor: Actor) -> tuple[tuple[str, str], ...]:
@@ -118,5 +118,29 @@ def test_the_end_does_not_wait_for_a_torchserve_that_does_not_answer(actor, monk
     repair = actor(Management(silent=100))
     repair.start([ScaleModel("bert", "", 2)])
     began = time.monotonic()
-    repair.close()
+    repair.close(10.0)
     assert time.monotonic() - began < 5
+
+
+def test_one_that_is_not_ours_to_end_does_not_save_the_others(actor, monkeypatch):
+    foreign, own = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    kill = os.kill
+
+    def refuse(pid: int, signum: int) -> None:
+        if pid == foreign.pid:
+            raise PermissionError
+        kill(pid, signum)
+
+    try:
+        processes = tuple(ProcessId.of(one.pid) for one in (foreign, own))
+        monkeypatch.setattr(os, "kill", refuse)
+        repair = actor(Management())
+        repair.start([EndProcesses("GPU-0", processes)])
+        ((about, why),) = settle(repair)
+        assert own.wait(10) == -signal.SIGKILL and foreign.poll() is None
+        assert about == "GPU-0" and f"The processes {foreign.pid} on GPU GPU-0 cannot be ended" in why
+    finally:
+        monkeypatch.undo()
+        for one in (foreign, own):
+            one.kill()
+            one.wait()

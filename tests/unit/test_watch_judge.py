@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from judging import GPUS, PLACES, TIMEOUT, World
 
 from ts_mps.events import Event
+from ts_mps.guardian.watch.case import AGAIN
 from ts_mps.guardian.watch.crashes import QUIET
 from ts_mps.guardian.watch.faults import GIVE_UP
 from ts_mps.guardian.watch.judge import judge
-from ts_mps.guardian.watch.memory import EndProcesses, Memory, RestoreDaemon, ReviveModel, ScaleModel
+from ts_mps.guardian.watch.memory import EndProcesses, Fault, Memory, RestoreDaemon, ReviveModel, ScaleModel
 from ts_mps.guardian.watch.places import GIVEN_UP
 from ts_mps.guardian.watch.seen import Seen, WorkerSeen
 from ts_mps.processes import ProcessId
@@ -141,6 +143,32 @@ def test_a_daemon_that_does_not_come_back_is_tried_ever_more_seldom():
         tries += [second for action in judgement.actions if isinstance(action, RestoreDaemon)]
         assert not any(isinstance(action, EndProcesses) for action in judgement.actions)
     assert tries == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+
+
+def test_a_daemon_that_is_gone_for_days_is_still_tried():
+    world = World()
+    world.gpus["GPU-0"].daemon = "gone"
+    fault = Fault("daemon-gone", world.now, tries=2000, next_try=world.now)
+    world.memory = replace(world.memory, faults={"GPU-0": fault})
+    judgement = judge(world.memory, world.seen(), world.now + 1)
+    assert RestoreDaemon("GPU-0") in judgement.actions
+    assert judgement.memory.faults["GPU-0"].next_try == world.now + 61
+
+
+def test_a_process_that_outlives_its_end_is_killed_again_past_mps():
+    world = World()
+    world.workers[3].hung_since = began = world.now
+    hung, actions = world.workers[3].process, []
+    while world.now < began + TIMEOUT + 3 * AGAIN:
+        world.now += 1
+        judgement = judge(world.memory, world.seen(), world.now)
+        world.memory = judgement.memory
+        actions += [(action, world.now) for action in judgement.actions]
+    first, *again = actions
+    assert first[0] == EndProcesses("GPU-1", (hung,))
+    assert [action for action, _ in again] == [EndProcesses("GPU-1", (hung,), through_mps=False)] * 3
+    assert again[0][1] - first[1] == AGAIN
+    assert world.memory.counts == {"worker-hung GPU-1": 1}, "it is told once"
 
 
 def test_one_late_answer_is_no_hung_daemon():
@@ -274,6 +302,62 @@ def test_the_model_that_speaks_first_is_blamed_for_faults_of_the_server():
         world.tick(12)
     assert set(world.memory.holds) == {2}
     assert all(slot in world.workers for slot in (0, 1, 3, 4))
+
+
+def test_a_fault_that_is_over_before_the_look_is_the_fault_of_the_model_that_speaks_first():
+    world = World()
+    for _ in range(5):
+        struck = sorted(world.on("GPU-0"), key=lambda worker: worker.place.model != "rank")
+        assert len(struck) == 3
+        world.told = [
+            replace(_said(world, worker), time=world.now + 0.005 * place) for place, worker in enumerate(struck)
+        ]
+        for worker in struck:
+            world.kill(worker.place.slot)  # by themselves, so that the server is ACTIVE again
+        world.tick(12)
+    assert set(world.memory.holds) == {2}, "rank alone"
+    assert all(slot in world.workers for slot in (0, 1, 3, 4))
+    assert world.memory.counts["server-fault GPU-0"] == 5 and world.ended == []
+    assert world.memory.restarts["bert"] == {"server-fault": 10}
+    assert "worker-gone" not in kinds(world) and not world.memory.faults
+
+
+def test_a_second_fault_before_the_first_is_made_good_strikes_nobody_innocent():
+    world = World()
+    world.asleep = {"rank"}  # it does not come back, so the first fault stays open
+    for _ in range(2):
+        struck = world.on("GPU-0")
+        world.told = [_said(world, worker) for worker in struck]
+        for worker in struck:
+            world.kill(worker.place.slot)
+        world.tick(6)
+    assert world.memory.counts["server-fault GPU-0"] == 2 and "worker-gone" not in kinds(world)
+    assert set(world.memory.faults["GPU-0"].victims) == {0, 1, 2}
+    world.asleep.clear()
+    world.tick(12)
+    assert world.as_planned and not world.memory.faults
+
+
+@pytest.mark.parametrize(
+    ("cause", "apart", "daemon"),
+    [
+        ("cuda-error-710", 0.0, "running"),  # it stays with its own client
+        ("cuda-error-700", 2.5, "running"),
+        ("cuda-error-700", 0.0, "off"),  # without MPS nobody shares anything
+    ],
+)
+def test_what_is_no_fault_of_the_server_counts_for_each(cause, apart, daemon):
+    world = World()
+    two = [world.workers[slot] for slot in (0, 2)]
+    told = tuple(replace(_said(world, w), cause=cause, time=world.now + apart * n) for n, w in enumerate(two))
+    for worker in two:
+        world.kill(worker.place.slot)
+    seen = world.seen()
+    seen = replace(seen, told=told, gpus=tuple(replace(gpu, daemon=daemon) for gpu in seen.gpus))
+    judgement = judge(world.memory, seen, world.now + 1)
+    assert "GPU-0" not in judgement.memory.faults
+    gone = [(event.model, event.cause) for event in judgement.events if event.kind == "worker-gone"]
+    assert gone == [("bert", cause), ("rank", cause)]
 
 
 def _said(world: World, worker) -> Event:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from support import simulated_gpu
+from support import eventually, simulated_gpu
 
+from ts_mps import events
+from ts_mps.errors import MpsError
 from ts_mps.events import Event, record
-from ts_mps.gpu.presence import why_lost
+from ts_mps.gpu.presence import Presence, why_lost
 from ts_mps.guardian.watch.judge import judge
 from ts_mps.guardian.watch.look import ASK_EVERY, Looker
 from ts_mps.guardian.watch.memory import Memory
@@ -134,6 +137,23 @@ def test_a_lost_gpu(home, running, short_dir, monkeypatch):
     assert why_lost(UUID) == "the driver is not loaded"
 
 
+def test_a_driver_that_does_not_return_holds_nobody_up():
+    asked, returns = [], threading.Event()
+
+    def ask(uuid: str) -> str:
+        asked.append(uuid)
+        assert uuid == "well" or returns.wait(30)
+        return f"{uuid} is lost"
+
+    presence = Presence(ask, wait=0.2)
+    began = time.monotonic()
+    assert [presence.why_lost("stuck") for _ in range(50)] == [""] * 50
+    assert time.monotonic() - began < 5 and asked == ["stuck"]
+    assert presence.why_lost("well") == "well is lost"
+    returns.set()
+    assert eventually(lambda: presence.why_lost("stuck") == "stuck is lost")
+
+
 def test_news_from_workers_alone_and_each_once(home):
     paths = home.instance("default")
     record(paths, Event("worker-fault", "before"))
@@ -206,3 +226,44 @@ def test_a_look_at_48_workers_costs_less_than_one_percent_of_a_core(home):
     holder.communicate()
     assert len(seen.workers) == 48
     assert spent < 0.010, f"{1000 * spent:.1f} ms a look"
+
+
+@pytest.mark.parametrize("error", [MpsError("no control program"), OSError(24, "Too many open files")])
+def test_without_a_control_program_or_a_process_to_be_had_the_look_goes_on(home, running, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    now = time.time()
+    look = looker(home, running, now)
+    with monkeypatch.context() as patched:
+        patched.setattr("ts_mps.guardian.watch.look.Control", fail)
+        (gpu,) = look.look(java=True, now=now).gpus
+        assert (gpu.daemon, gpu.asked, gpu.answers) == ("silent", True, False)
+    assert look.look(java=True, now=now + 1).gpus[0].answers, "asked again at once"
+
+
+def test_news_after_the_file_was_cut_short(home):
+    paths = home.instance("default")
+    for number in range(3):
+        record(paths, Event("worker-fault", "", model="m", pid=number))
+    tail = Tail(paths)
+    os.truncate(paths.events, 0)
+    record(paths, Event("worker-fault", "", model="m", pid=9))
+    assert [event.pid for event in tail.news()] == [9]
+
+
+def test_two_writers_at_the_limit_turn_the_events_over_once(home, monkeypatch):
+    paths = home.instance("default")
+    record(paths, Event("first", ""))
+    lock = events.try_lock
+
+    def another_is_faster(path):
+        monkeypatch.setattr(events, "try_lock", lock)
+        record(paths, Event("second", ""))
+        monkeypatch.setattr(events, "_LONGEST", 2**20)  # what it began is not full again
+        return lock(path)
+
+    monkeypatch.setattr(events, "_LONGEST", 10)
+    monkeypatch.setattr(events, "try_lock", another_is_faster)
+    record(paths, Event("third", ""))
+    assert [event.kind for event in events.recorded(paths)] == ["first", "second", "third"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ts_mps.cli.changing import change_instance
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, progress, show, status_text
+from ts_mps.cli.stop import check_drain
 from ts_mps.errors import NotReadyError, TsMpsError, UsageError
 from ts_mps.guardian.again import command_of, start_again
 from ts_mps.guardian.change.exchange import Change
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     parsed = parser().parse_args(arguments)
+    check_drain(parsed.drain_timeout)
     home = home_of(parsed)
     if parsed.rolling:
         if parsed.drain_timeout is not None:

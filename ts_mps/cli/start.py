@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ts.version import __version__ as torchserve_version
@@ -12,7 +13,9 @@ from ts.version import __version__ as torchserve_version
 from ts_mps.cli.render import note, print_json, progress, show, status_text
 from ts_mps.cli.stop import stop_instance
 from ts_mps.errors import NotReadyError
+from ts_mps.events import Event
 from ts_mps.guardian import background
+from ts_mps.guardian.log import Log
 from ts_mps.guardian.loop import Guardian
 from ts_mps.guardian.prepare import Prepared, prepare
 from ts_mps.guardian.status import look
@@ -41,11 +44,19 @@ def main(arguments: Sequence[str]) -> int:
     for sentence in prepared.notes:
         note(sentence)
     if parsed.foreground:
-        return Guardian(prepared, progress()).run(lambda: announce(prepared))
+        report = progress()
+        return Guardian(prepared, report, teller(report)).run(lambda: announce(prepared))
     code = background.start(prepared, progress())
     if code == 0:
         announce(prepared)
     return code
+
+
+def teller(report: Callable[[str], None]) -> Callable[[Event], None]:
+    """How a guardian in front tells events: sentences at a terminal; whole objects to whoever collects them."""
+    if sys.stderr.isatty():
+        return lambda event: report(event.text)
+    return Log().event
 
 
 def announce(prepared: Prepared) -> None:

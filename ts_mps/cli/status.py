@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, show, status_text
-from ts_mps.errors import NotRunningError
+from ts_mps.errors import NotRunningError, UsageError
 from ts_mps.guardian import readiness
 from ts_mps.guardian.state import load_state
 from ts_mps.paths import Home, InstancePaths
@@ -26,8 +26,13 @@ def parser() -> argparse.ArgumentParser:
     either.add_argument(
         "--ready",
         action="store_true",
-        help="for probes: exit code 0 only if every planned worker is ready and attached and TorchServe lives, else 7 "
-        "and why; reads files only, and believes the guardian's look for 10 s",
+        help="for probes: exit code 0 only if TorchServe lives and each model has a worker that is ready and attached, "
+        "else 7 and why; reads files only, and believes the guardian's look for 10 s",
+    )
+    options.add_argument(
+        "--strict",
+        action="store_true",
+        help="with --ready: only if every planned worker is ready and attached, and none is held back",
     )
     return options
 
@@ -38,7 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     home = home_of(parsed)
     paths = home.instance(parsed.name)
     if parsed.ready:
-        return _ready(paths, as_json=parsed.json)
+        return _ready(paths, as_json=parsed.json, strict=parsed.strict)
+    if parsed.strict:
+        raise UsageError("--strict goes with --ready.")
     # A probe does not pay for what only these need.
     from ts_mps.cli.watch import watch
     from ts_mps.guardian.status import look
@@ -64,9 +71,9 @@ def _unknown(home: Home, paths: InstancePaths) -> NotRunningError:
     return NotRunningError(f"Instance {paths.name} has never been started in {home.root}.{others}")
 
 
-def _ready(paths: InstancePaths, *, as_json: bool) -> int:
+def _ready(paths: InstancePaths, *, as_json: bool, strict: bool) -> int:
     seen = readiness.see(paths)
-    reasons = readiness.not_ready(seen)
+    reasons = readiness.not_ready(seen, strict=strict)
     if as_json:
         print_json(readiness.as_json(seen))
     elif reasons:

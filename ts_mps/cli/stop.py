@@ -29,9 +29,18 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     parsed = parser().parse_args(arguments)
-    if parsed.drain_timeout is not None and not 0 <= parsed.drain_timeout < float("inf"):
-        raise UsageError(f"--drain-timeout is '{parsed.drain_timeout}', and it takes a number of seconds from 0 on.")
+    check_drain(parsed.drain_timeout)
     return stop_instance(home_of(parsed), parsed.name, parsed.drain_timeout, parsed.json)
+
+
+def check_drain(seconds: float | None) -> None:
+    """Make sure that ``--drain-timeout`` is a time: a drain until infinity, or until NaN, never ends.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if seconds is not None and not 0 <= seconds < float("inf"):
+        raise UsageError(f"--drain-timeout is '{seconds}', and it takes a number of seconds from 0 on.")
 
 
 def stop_instance(home: Home, name: str, drain: float | None, as_json: bool, *, quiet: bool = False) -> int:

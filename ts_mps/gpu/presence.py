@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
+
+#: Seconds for an answer; tens of milliseconds are usual.
+WAIT_SECONDS = 2.0
 
 
 def why_lost(uuid: str) -> str:
@@ -30,3 +35,34 @@ def why_lost(uuid: str) -> str:
     except pynvml.NVMLError as error:
         return gone.get(type(error), "")
     return ""
+
+
+class Presence:
+    """Asks about GPUs in threads: a driver that is in trouble (Xid 79, 119) may not return from a call for minutes.
+
+    Args:
+        ask: Says why a GPU is lost.
+        wait: Seconds for an answer.
+    """
+
+    def __init__(self, ask: Callable[[str], str] = why_lost, wait: float = WAIT_SECONDS) -> None:
+        self._ask = ask
+        self._wait = wait
+        self._threads: dict[str, threading.Thread] = {}
+        self._answers: dict[str, str] = {}
+
+    def why_lost(self, uuid: str) -> str:
+        """As :func:`why_lost`; where there is no answer in time, the last one.
+
+        Silence is no proof: NVML may be waiting for another GPU. While a question has no answer no second one is asked,
+        and nobody waits for it any more.
+        """
+        asked = self._threads.get(uuid)
+        if asked is None or not asked.is_alive():
+            asked = self._threads[uuid] = threading.Thread(target=self._learn, args=(uuid,), daemon=True)
+            asked.start()
+            asked.join(self._wait)
+        return self._answers.get(uuid, "")
+
+    def _learn(self, uuid: str) -> None:
+        self._answers[uuid] = self._ask(uuid)

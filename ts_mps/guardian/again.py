@@ -49,7 +49,9 @@ def command_of(paths: InstancePaths) -> Command:
         process = psutil.Process(state.guardian.pid)
         words, folder, environ = tuple(process.cmdline()), Path(process.cwd()), process.environ()
         # One in the background writes its own log (``background.start``); one in front writes where it was told to.
-        in_background = Path(f"/proc/{process.pid}/fd/1").readlink() == paths.guardian_log.resolve()
+        # That file may have been renamed since, as logrotate does: guardian.log.1, perhaps " (deleted)".
+        output, log = Path(f"/proc/{process.pid}/fd/1").readlink(), paths.guardian_log.resolve()
+        in_background = output.parent == log.parent and output.name.startswith(log.name)
     except (psutil.Error, OSError) as error:
         raise NotRunningError(f"The guardian of instance {paths.name} cannot be looked at: {error}.") from error
     if "start" not in words:

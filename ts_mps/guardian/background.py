@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ts_mps import errors
 from ts_mps.errors import NotReadyError, TsMpsError
 from ts_mps.files import last_lines
+from ts_mps.guardian.log import Log, redirect
 from ts_mps.guardian.loop import Guardian, unwritable
 from ts_mps.guardian.prepare import Prepared
 
@@ -75,10 +76,13 @@ def _guard(prepared: Prepared, writer: int) -> NoReturn:
     """The child's life; ends the process."""
     code = 1
     pipe: int | None = writer
+    log = Log(prepared.paths.guardian_log)
 
     def tell(**message: Any) -> None:
         nonlocal pipe
         if pipe is None:
+            if "report" in message:
+                log.text(message["report"])
             return
         try:
             os.write(pipe, (json.dumps(message) + "\n").encode())
@@ -97,7 +101,7 @@ def _guard(prepared: Prepared, writer: int) -> NoReturn:
         os.setsid()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         _redirect(prepared)
-        code = Guardian(prepared, lambda text: tell(report=text)).run(ready)
+        code = Guardian(prepared, lambda text: tell(report=text), log.event).run(ready)
         tell(exit=code)
     except TsMpsError as error:
         code = error.exit_code
@@ -114,11 +118,9 @@ def _guard(prepared: Prepared, writer: int) -> NoReturn:
 def _redirect(prepared: Prepared) -> None:
     """Let go of the terminal: a pipeline such as `ts-mps start | tee log` must end when the start is done."""
     try:
-        log = os.open(prepared.paths.guardian_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        redirect(prepared.paths.guardian_log)
     except OSError as error:
         raise unwritable(prepared, error) from error
     null = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(source, target)
-    os.close(log)
+    os.dup2(null, 0)
     os.close(null)

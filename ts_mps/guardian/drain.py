@@ -56,6 +56,8 @@ def drain(
     if traffic.over:
         return
     shut = _shut(state)
+    if not shut:
+        report("TorchServe's door cannot be shut from here: a connection that comes at the very end may be reset")
     _refuse(paths, state, traffic)
     traffic.last_words(shut)
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from typing import Any
 
 from ts_mps.errors import PreflightError
 from ts_mps.guardian.readiness import READINESS_VERSION, as_json, not_live, not_ready, see
 from ts_mps.paths import InstancePaths
+
+#: Connections at a time.
+AT_ONCE = 16
 
 
 class Health:
@@ -70,11 +75,39 @@ class Health:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64
     # A stop does not wait for a client that never ends its request.
     block_on_close = False
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        #: Connections in hand, oldest first.
+        self._open: dict[Any, None] = {}
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread. Where too many are open the oldest goes, as a probe takes milliseconds.
+
+        Each costs the guardian a descriptor, which it needs for java and the daemons.
+        """
+        for oldest in list(self._open)[: max(0, len(self._open) - AT_ONCE + 1)]:
+            self._open.pop(oldest, None)
+            with suppress(OSError):
+                oldest.shutdown(socket.SHUT_RDWR)  # its thread meets the end and closes it
+        self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hung up is no event."""
+
+
+def _from_here(client: str) -> bool:
+    address = ip_address(client)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -86,13 +119,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer one of the three pages."""
-        page = self.path.partition("?")[0]
+        page, _, query = self.path.partition("?")
         if page not in ("/live", "/ready", "/status"):
             return self._answer(HTTPStatus.NOT_FOUND, {"error": "There are /live, /ready and /status."})
+        if page == "/status" and not _from_here(self.client_address[0]):
+            return self._answer(HTTPStatus.FORBIDDEN, {"error": "/status is told to its own machine only."})
         seen = see(self.instance)
         if page == "/status":
             return self._answer(HTTPStatus.OK, as_json(seen))
-        reasons = not_live(seen) if page == "/live" else not_ready(seen)
+        reasons = not_live(seen) if page == "/live" else not_ready(seen, strict="strict" in query.split("&"))
         status = HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK
         return self._answer(
             status,

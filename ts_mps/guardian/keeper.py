@@ -17,7 +17,7 @@ from ts_mps.guardian.planning import with_planned_workers
 from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.server import PAUSES, Ended, Server, note_pid, pause, scale_as_asked
 from ts_mps.guardian.state import State
-from ts_mps.guardian.takedown import end_workers
+from ts_mps.guardian.takedown import CLOSING_SECONDS, end_workers
 from ts_mps.guardian.watch.seen import Seen
 from ts_mps.guardian.watch.watch import Watch
 from ts_mps.mps.daemon import Lease
@@ -25,6 +25,8 @@ from ts_mps.plan.model import Plan
 
 #: Seconds that a question to TorchServe may hold up a turn.
 API_SECONDS = 5.0
+#: Seconds that one of a repair may take: for a description TorchServe runs one nvidia-smi after the other.
+REPAIR_API_SECONDS = 20.0
 
 
 class Keeper:
@@ -35,7 +37,8 @@ class Keeper:
         state: What runs.
         server: java.
         leases: UUID -> the lease on its daemon; empty without MPS.
-        report: Told what happens, in a sentence each.
+        report: Told what is no event, in a sentence each.
+        log: Told each event.
     """
 
     def __init__(
@@ -45,19 +48,22 @@ class Keeper:
         server: Server,
         leases: Mapping[str, Lease],
         report: Callable[[str], None],
+        log: Callable[[Event], None],
     ) -> None:
         self.state = state
         self.server = server
         self._prepared = prepared
         self._report = report
         self._expected = expected(prepared)
-        self._watch = Watch(prepared.home, prepared.paths, prepared.plan, leases, state.endpoints.api(), report)
+        api = state.endpoints.api(REPAIR_API_SECONDS)
+        self._watch = Watch(prepared.home, prepared.paths, prepared.plan, leases, api, log)
         self._changer = Changer(prepared, state, self._watch.tell, self._adopt)
         self._ends: tuple[float, ...] = ()
         self._restart_at: float | None = None
         self._restarts = 0
         self._scaled = state.phase != "recovering"
         self._broken = ""
+        self._settle_by = time.monotonic() + prepared.arguments.wait_timeout
 
     @property
     def acting(self) -> bool:
@@ -86,9 +92,10 @@ class Keeper:
                 self._watch.tell(Event("watch-failed", f"A look of the guardian failed: {error!r}"))
 
     def close(self) -> None:
-        """End the watch, and the change that is under way."""
+        """End the watch, and the change that is under way; takes no longer than :data:`CLOSING_SECONDS`."""
+        deadline = time.monotonic() + CLOSING_SECONDS
         self._changer.close()
-        self._watch.close()
+        self._watch.close(max(0.0, deadline - time.monotonic()))
 
     def reload(self) -> None:
         """Put in force what plan file or settings say now."""
@@ -137,12 +144,17 @@ class Keeper:
         self._restart_at = None
         self._restarts += 1
         self._scaled = not self._expected.scale
+        self._settle_by = time.monotonic() + self._prepared.arguments.wait_timeout
         self._become(replace(self.state, java=self.server.process))
         with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to serve
             note_pid(pid_path, self.server)
 
     def _settle(self, seen: Seen) -> None:
-        """Serving again once TorchServe was asked for all workers and every place has one that is ready."""
+        """Serving again once TorchServe was asked for all workers and every place has one that is ready.
+
+        Or once ``--wait-timeout`` is over: one worker that never loads must keep nobody from the others, nor from the
+        change that mends it.
+        """
         self._scaled = self._scaled or scale_as_asked(self.state.endpoints.api(API_SECONDS), self._expected)
         if self._scaled and self._watch.settled(seen):
             took = time.time() - self.state.since
@@ -152,6 +164,11 @@ class Keeper:
             else:
                 text, cause = f"TorchServe serves as planned, {took:.1f} s after it was taken over.", "guardian-gone"
             self._watch.tell(Event("recovered", text, cause=cause, seconds=round(took, 3)))
+        elif self._scaled and time.monotonic() >= self._settle_by:
+            self._become(self.state.to("serving"))
+            seconds = self._prepared.arguments.wait_timeout
+            text = f"TorchServe serves, but not as planned within {seconds:g} s: see ts-mps status."
+            self._watch.tell(Event("not-recovered", text))
 
     def _note_daemons(self) -> None:
         """The state file names the daemons for a later stop; they change when they are brought back."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ts_mps.errors import PreflightError, TsMpsError
+from ts_mps.events import Event
 from ts_mps.files import read_json, try_lock
 from ts_mps.guardian.health import Health
 from ts_mps.guardian.keeper import Keeper
@@ -20,7 +21,7 @@ from ts_mps.guardian.ready import Evidence, wait_ready
 from ts_mps.guardian.server import Server, note_pid
 from ts_mps.guardian.signals import Interrupted, Signals
 from ts_mps.guardian.state import State, myself
-from ts_mps.guardian.takedown import take_down
+from ts_mps.guardian.takedown import longest, take_down
 from ts_mps.mps.daemon import Lease, acquire, adopt
 from ts_mps.processes import ProcessId
 
@@ -44,11 +45,13 @@ class Guardian:
     Args:
         prepared: A start that has passed its checks.
         report: Told each step, in a few words.
+        log: Told each event.
     """
 
-    def __init__(self, prepared: Prepared, report: Callable[[str], None]) -> None:
+    def __init__(self, prepared: Prepared, report: Callable[[str], None], log: Callable[[Event], None]) -> None:
         self._prepared = prepared
         self._tell = report
+        self._log = log
         self._leases: dict[str, Lease] = {}
         self._server: Server | None = None
         self._notifier = Notifier.from_environment(prepared.environ)
@@ -90,6 +93,7 @@ class Guardian:
             self._start(signals)
         except Interrupted as interrupted:
             self._state = self._state.to("stopping", f"{interrupted} came during the start.")
+            self._stopping(drain=0.0)
             self._down(signals, drain=0.0)
             return 128 + interrupted.signum
         except TsMpsError as error:
@@ -121,6 +125,7 @@ class Guardian:
 
     def _undo(self, signals: Signals, error: str) -> None:
         self._state = self._state.to("stopping", error)
+        self._stopping(drain=0.0)
         self._down(signals, drain=0.0)
 
     def _start(self, signals: Signals) -> None:
@@ -189,6 +194,7 @@ class Guardian:
                 prepared.paths.name,
                 environ=prepared.environ,
                 exclusive=prepared.arguments.exclusive,
+                taken_over=prepared.taken_over is not None,
             )
         self._leases[uuid] = lease
         daemon = ProcessId.of(lease.daemon.pid) if lease.daemon.pid else None
@@ -206,7 +212,7 @@ class Guardian:
 
     def _keep(self, signals: Signals) -> int:
         assert self._server is not None  # the start, or the take-over, is over
-        keeper = Keeper(self._prepared, self._state, self._server, self._leases, self._report)
+        keeper = Keeper(self._prepared, self._state, self._server, self._leases, self._report, self._log)
         try:
             return self._loop(signals, keeper)
         finally:
@@ -221,25 +227,34 @@ class Guardian:
             if signals.hung_up():
                 keeper.reload()
             if ending:
-                keeper.close()
                 asked = read_json(self._prepared.paths.stop_request) or {}
-                self._down(signals, drain=float(asked.get("drain_timeout", self._state.drain_timeout)))
+                drain = float(asked.get("drain_timeout", self._state.drain_timeout))
+                self._stopping(drain)
+                keeper.close()
+                self._down(signals, drain=drain)
                 return 0
             if not keeper.acting:
                 self._reap()
             code = keeper.check_java()
             if code is not None:
                 self._state = keeper.state
+                self._stopping(drain=0.0)
                 keeper.close()
                 self._down(signals, drain=0.0)
                 return code
             self._notifier.alive()
+            self._notifier.status(": ".join(filter(None, (keeper.state.phase, keeper.state.why))))
             if time.monotonic() >= next_turn:
                 next_turn = time.monotonic() + LOOK_EVERY
                 keeper.turn()
 
-    def _down(self, signals: Signals, drain: float) -> None:
+    def _stopping(self, drain: float) -> None:
+        """Tell the service manager, before anything is waited for, which else goes by a time limit of its own."""
         self._notifier.stopping()
+        self._notifier.extend(longest(drain))
+        self._notifier.status("stopping")
+
+    def _down(self, signals: Signals, drain: float) -> None:
         left = take_down(
             self._prepared.home,
             self._prepared.paths,

@@ -24,6 +24,7 @@ class Notifier:
         #: Half of what is waited for, as sd_watchdog_enabled(3) recommends.
         self._every = None if watchdog is None else watchdog / 2
         self._next = 0.0
+        self._said = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Notifier:
@@ -35,17 +36,14 @@ class Notifier:
         return cls(environ.get("NOTIFY_SOCKET", ""), watchdog)
 
     def ready(self) -> None:
-        """The start, or a reload, is over."""
+        """The start is over."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
-        """A sentence for `systemctl status`."""
-        self._send("STATUS=" + " ".join(text.split()))
-
-    def reloading(self) -> None:
-        """A reload begins; :meth:`ready` ends it."""
-        # systemd wants the moment along, to tell this READY=1 from an older one (sd_notify(3), Type=notify-reload).
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+        """A sentence for `systemctl status`, sent only when it is another one; may be called as often as one likes."""
+        if text != self._said:
+            self._said = text
+            self._send("STATUS=" + " ".join(text.split()))
 
     def stopping(self) -> None:
         """A stop has begun."""

@@ -71,13 +71,27 @@ def look_problem(seen: Seen) -> str:
     return f"The guardian's last look is {seen.age:.0f} s old, and it should look once a second."
 
 
-def not_ready(seen: Seen) -> tuple[str, ...]:
-    """Why it is not ready, a sentence each; empty if TorchServe and all planned workers are ready and attached."""
+def not_ready(seen: Seen, *, strict: bool = False) -> tuple[str, ...]:
+    """Why nothing should be sent to it, a sentence each; empty if it is ready.
+
+    Ready is an instance in which each model has a worker that serves: what is broken besides is repaired while the
+    others serve on, and a fault that all instances meet must not take all of them away.
+
+    Args:
+        seen: What the files say.
+        strict: Whether every planned worker has to be ready and attached.
+    """
     if seen.state is None:
         return ("It has never been started.",)
-    if seen.state.phase != "serving":
-        why = (seen.state.error or seen.state.why).removesuffix(".")
-        return (f"It is {seen.state.phase}{': ' + why if why else ''}.",)
+    why = (seen.state.error or seen.state.why).removesuffix(".")
+    phase = f"It is {seen.state.phase}{': ' + why if why else ''}."
+    if seen.state.phase == "recovering":
+        reasons = _reasons(seen, strict=strict)
+        return (phase, *reasons) if reasons or strict else ()
+    return (phase,) if seen.state.phase != "serving" else _reasons(seen, strict=strict)
+
+
+def _reasons(seen: Seen, *, strict: bool) -> tuple[str, ...]:
     reasons = [] if seen.java else ["TorchServe is gone."]
     problem = look_problem(seen)
     if problem or seen.watched is None:
@@ -85,11 +99,23 @@ def not_ready(seen: Seen) -> tuple[str, ...]:
     if seen.java and not seen.watched.java:
         reasons.append("TorchServe was gone at the guardian's last look.")
     for model in seen.watched.models:
-        reasons += _model_reasons(model, changing=bool(seen.watched.changing))
+        reasons += _strict_reasons(model, changing=bool(seen.watched.changing)) if strict else _model_reasons(model)
     return tuple(reasons)
 
 
-def _model_reasons(model: WatchedModel, *, changing: bool) -> list[str]:
+def _model_reasons(model: WatchedModel) -> list[str]:
+    if model.attached or not model.planned:
+        return []
+    if model.ready:
+        return [f"Model {model.name}: none of {model.ready} ready workers is in the client list of an MPS daemon."]
+    return [f"Model {model.name}: none of {model.planned} planned workers is ready.", *_held(model)]
+
+
+def _held(model: WatchedModel) -> list[str]:
+    return [f"Model {model.name}: {count} held back: {why}" for why, count in model.held.items()]
+
+
+def _strict_reasons(model: WatchedModel, *, changing: bool) -> list[str]:
     reasons = []
     # A change takes workers away one at a time on purpose; the others serve, and nobody has to look away for that.
     if model.ready < (min(1, model.planned) if changing else model.planned):
@@ -97,7 +123,7 @@ def _model_reasons(model: WatchedModel, *, changing: bool) -> list[str]:
     if model.attached < model.ready:
         clients = f"{model.attached} of {model.ready} ready workers are"
         reasons.append(f"Model {model.name}: {clients} in the client list of an MPS daemon.")
-    return reasons + [f"Model {model.name}: {count} held back: {why}" for why, count in model.held.items()]
+    return reasons + _held(model)
 
 
 def not_live(seen: Seen) -> tuple[str, ...]:
@@ -107,7 +133,7 @@ def not_live(seen: Seen) -> tuple[str, ...]:
     """
     if not seen.guardian:
         return ("The guardian is gone.",)
-    if seen.state is None or seen.state.phase != "serving":
+    if seen.state is None or seen.state.phase not in ("serving", "recovering"):
         return ()
     silent = seen.now - max(seen.state.since, seen.watched.at if seen.watched else 0.0)
     if silent > HUNG_AFTER:
@@ -125,6 +151,8 @@ def as_json(seen: Seen) -> dict[str, Any]:
         "since": state.since if state else None,
         "ready": not not_ready(seen),
         "not_ready": list(not_ready(seen)),
+        "as_planned": not not_ready(seen, strict=True),
+        "not_as_planned": list(not_ready(seen, strict=True)),
         "live": not not_live(seen),
         "not_live": list(not_live(seen)),
         "guardian": state.guardian.pid if state and state.guardian and seen.guardian else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ts_mps.errors import TsMpsError
 from ts_mps.files import try_lock, write_json
 from ts_mps.guardian.state import load_state
-from ts_mps.guardian.takedown import JAVA_SECONDS, QUIT_SECONDS, WORKER_SECONDS, take_down, worker_processes
+from ts_mps.guardian.takedown import longest, take_down, worker_processes
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.processes import ProcessId, wait_gone
 
@@ -76,9 +76,8 @@ def _by_guardian(paths: InstancePaths, guardian: ProcessId | None, drain: float,
         raise TsMpsError(f"Instance {paths.name} is just being started or stopped by somebody else.", "Try again.")
     report(f"asking the guardian (pid {guardian.pid}) to stop")
     guardian.send(signal.SIGTERM)
-    longest = drain + JAVA_SECONDS + 2 * WORKER_SECONDS + 2 * QUIT_SECONDS
-    if wait_gone((guardian,), longest):
+    if wait_gone((guardian,), longest(drain)):
         raise TsMpsError(
-            f"The guardian of instance {paths.name} (pid {guardian.pid}) did not end within {longest:g} s.",
+            f"The guardian of instance {paths.name} (pid {guardian.pid}) did not end within {longest(drain):g} s.",
             f"See {paths.guardian_log}; kill -9 {guardian.pid} and ts-mps stop again cleans up without it.",
         )

@@ -30,8 +30,15 @@ JAVA_SECONDS = 30.0
 WORKER_SECONDS = 10.0
 #: How long ``quit`` may wait for clients before the server is forced down.
 QUIT_SECONDS = 10.0
+#: How long the guardian waits for the change and the repairs that it has under way, before anything is taken down.
+CLOSING_SECONDS = 15.0
 
 Report = Callable[[str], None]
+
+
+def longest(drain: float) -> float:
+    """Seconds after which a guardian that was told to stop has ended, if nothing hangs."""
+    return CLOSING_SECONDS + drain + JAVA_SECONDS + 2 * WORKER_SECONDS + 2 * QUIT_SECONDS
 
 
 def take_down(

@@ -26,6 +26,9 @@ from ts_mps.paths import GpuPaths
 
 #: Seconds for a daemon and its server to be ready; an H200 takes 0.3, a GPU without persistence mode several.
 START_S = 20.0
+#: Seconds to wait for a GPU's lock. Who holds it starts or stops a daemon; one that is stopped or stuck in the driver
+#: must not hold up other instances, nor their stop, for ever.
+LOCK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ class Lease:
             self.daemon = adopt(Path(self.daemon.pipe), self._gpu, environ=self._environ).daemon
             return self.daemon
         paths = self._held.paths
-        with locked(paths.lock):
+        with locked(paths.lock, LOCK_S):
+            if not self._held.held:
+                # A repair that waited for the lock while its instance was taken down: nobody would end that daemon.
+                raise MpsError(f"The lease on the MPS daemon of {self.daemon.uuid} was let go meanwhile.")
             try:
                 process.bring_up(
                     paths,
@@ -94,6 +100,7 @@ class Lease:
                     timeout_s=timeout_s,
                     replace_hung=True,
                     answer_s=answer_s,
+                    faulty_will_do=True,
                 )
             except (MpsError, OSError) as error:
                 raise _not_started(self._gpu, paths, error) from error
@@ -115,7 +122,7 @@ class Lease:
         if self._held is None:
             return f"The MPS daemon at {self.daemon.pipe} was started by somebody else and runs on."
         paths = self._held.paths
-        with locked(paths.lock):
+        with locked(paths.lock, LOCK_S):
             self._held.drop()
             return _stop_if_last(self.daemon.uuid, paths, self._environ, timeout_s)
 
@@ -128,6 +135,7 @@ def acquire(
     environ: Mapping[str, str],
     exclusive: bool = False,
     timeout_s: float = START_S,
+    taken_over: bool = False,
 ) -> Lease:
     """Get a lease on the GPU's daemon, with its server ACTIVE; start both if they do not run.
 
@@ -138,6 +146,7 @@ def acquire(
         environ: What the daemon's environment is made from.
         exclusive: Set the GPU to EXCLUSIVE_PROCESS first.
         timeout_s: Seconds until the server must be ACTIVE.
+        taken_over: The instance's workers serve already. A server in FAULT then will do: its clients are to be ended.
 
     Raises:
         MpsError: MPS could not be started; what was started is stopped again.
@@ -145,13 +154,20 @@ def acquire(
     version = binary_version(require_binary(environ))
     try:
         paths.leases.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with locked(paths.lock):
+        with locked(paths.lock, LOCK_S):
             held = HeldLease(paths, instance)
             try:
                 if exclusive:
                     set_exclusive(gpu, paths)
                 alone = not holders(paths, but=instance)
-                process.bring_up(paths, gpu.uuid, environ=environ, timeout_s=timeout_s, replace_hung=alone)
+                process.bring_up(
+                    paths,
+                    gpu.uuid,
+                    environ=environ,
+                    timeout_s=timeout_s,
+                    replace_hung=alone,
+                    faulty_will_do=taken_over,
+                )
             except BaseException:
                 held.drop()
                 if not holders(paths):
@@ -192,7 +208,7 @@ def release_left_behind(
     """
     if not paths.leases.is_dir():
         return f"{uuid} has no MPS daemon of ts-mps."
-    with locked(paths.lock):
+    with locked(paths.lock, LOCK_S):
         HeldLease(paths, instance).drop()
         return _stop_if_last(uuid, paths, os.environ if environ is None else environ, timeout_s)
 
@@ -232,7 +248,7 @@ def terminate_and_kill(
             attached = {}  # it hangs: asking on would cost a timeout per client
         except MpsError:
             pass  # it disconnected in between
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # another user's; the others are to be ended still
             target.kill()
 
 

@@ -26,6 +26,11 @@ class HeldLease:
                 f"Stop it first (ts-mps stop --name {instance}), or choose another --name.",
             )
 
+    @property
+    def held(self) -> bool:
+        """Whether it was not let go."""
+        return self._descriptor is not None
+
     def drop(self) -> None:
         """Let go; a second call does nothing."""
         if self._descriptor is not None:

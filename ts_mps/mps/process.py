@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +45,7 @@ def bring_up(
     timeout_s: float,
     replace_hung: bool,
     answer_s: float | None = None,
+    faulty_will_do: bool = False,
 ) -> None:
     """See to it that a daemon for the GPU answers at its pipe folder and its server is ACTIVE.
 
@@ -57,6 +58,8 @@ def bring_up(
         timeout_s: Seconds for each step: a daemon that answers, one that listens, a server that is ACTIVE.
         replace_hung: Kill a daemon that does not answer, and start anew.
         answer_s: Seconds for the first answer of a daemon that is there; None for ``timeout_s``.
+        faulty_will_do: A server in FAULT counts as ACTIVE. It stays so until its last client has exited, so whoever is
+            to end its clients must not wait for it.
 
     Raises:
         MpsError: It does not come up.
@@ -78,7 +81,7 @@ def bring_up(
             _end(_family(find(pipe)), grace_s=0)
             _start(pipe, paths.log, uuid, environ=environ, timeout_s=timeout_s)
         check_serves(control, uuid)
-        _start_server(control, timeout_s)
+        _start_server(control, timeout_s, {"ACTIVE", "FAULT"} if faulty_will_do else {"ACTIVE"})
     except BaseException:
         if not shared:
             with suppress(MpsError):  # the cause matters more
@@ -166,11 +169,17 @@ def _start(pipe: Path, log: Path, uuid: str, *, environ: Mapping[str, str], time
             )
 
 
-def _start_server(control: Control, timeout_s: float) -> None:
-    """Have the server ready before the first client: a client that meets a starting server may be refused (807)."""
+def _start_server(control: Control, timeout_s: float, wanted: Set[str]) -> None:
+    """Have the server ready before the first client: a client that meets a starting server may be refused (807).
+
+    Args:
+        control: Its daemon.
+        timeout_s: Seconds to wait.
+        wanted: States that will do.
+    """
     deadline = time.monotonic() + timeout_s
     control.start_server(os.getuid())
-    while "ACTIVE" not in (states := [control.server_status(server) for server in control.servers()]):
+    while wanted.isdisjoint(states := [control.server_status(server) for server in control.servers()]):
         if time.monotonic() >= deadline:
             state = ", ".join(state or "gone" for state in states) or "none"
             raise MpsError(f"The MPS server did not become ACTIVE within {timeout_s:g} s (its state: {state}).")

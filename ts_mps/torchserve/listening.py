@@ -63,7 +63,8 @@ def _hear(
         if word.meant_for(os.getpid()):
             _obey(service, activity, guarded, word)
         return _answer(batch, f"{os.getpid()} serves on.", GIVEN_BACK)
-    if activity.attention == Attention.REFUSE:
+    # A guardian that was killed in the middle of a stop left nobody who would end this worker: it serves on.
+    if activity.attention == Attention.REFUSE and guarded():
         return _answer(batch, REFUSAL, 503)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,14 @@ from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.state import State
 from ts_mps.guardian.watch.seen import NO_CHANGE, Underway
 from ts_mps.plan.model import Plan
-from ts_mps.slots import records
+from ts_mps.slots import records, workers
 
 #: Seconds for a change to end with the instance.
 CLOSING_SECONDS = 5.0
 #: Seconds for the guardian's loop to take a new plan over; it has a turn every second.
 TURN_SECONDS = 30.0
+#: Seconds after a change in which the watch has seen everybody go who was asked to.
+FORGET_SECONDS = 60.0
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Changer:
         self._job: _Job | None = None
         self._stage: Stage | None = None
         self._thread: threading.Thread | None = None
+        self._over = 0.0
 
     @property
     def busy(self) -> bool:
@@ -79,7 +83,8 @@ class Changer:
         if job is None or stage is None:
             return NO_CHANGE
         if not self.busy:
-            return Underway(asked=dict(stage.asked))  # the watch may not have seen the last one go
+            # The watch may not have seen the last one go. Later the pid may be another's.
+            return Underway(asked=dict(stage.asked)) if time.monotonic() - self._over < FORGET_SECONDS else NO_CHANGE
         return Underway(str(job.change), frozenset(stage.models), dict(stage.asked))
 
     def reload(self) -> None:
@@ -152,8 +157,13 @@ class Changer:
             self._end(job, job.answer.failed("failed", failure), "change-failed", f"{failure.what} ({job.change})")
             raise
         finally:
-            for key in keys(stage.plan):
-                Crew(stage, key).heed(Attention.NONE)
+            # Whoever has not gone was not asked after all, or served on: its end would be another matter.
+            living = {worker.pid for worker in workers(self._paths)}
+            stage.asked = {pid: why for pid, why in stage.asked.items() if pid not in living}
+            self._over = time.monotonic()
+            if not self._closing.is_set():  # else the drain of the stop has asked for their attention by now
+                for key in keys(stage.plan):
+                    Crew(stage, key).heed(Attention.NONE)
 
     def _carry_out(self, job: _Job, stage: Stage) -> None:
         change = job.change

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from ts_mps.errors import MpsError
@@ -61,13 +61,18 @@ class Actor:
             del self._running[about]
         return tuple((about, str(error)) for about, future in done.items() if (error := future.exception()))
 
-    def close(self) -> None:
-        """Wait for what is being done; nothing new is begun."""
+    def close(self, seconds: float) -> None:
+        """Wait at most so long for what is being done; nothing new is begun. A second call does nothing."""
+        if self._closing.is_set():
+            return
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        wait(tuple(self._running.values()), seconds)
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
+            if self._closing.is_set():
+                return
             match action:
                 case EndProcesses():
                     self._end(action)
@@ -81,14 +86,28 @@ class Actor:
                     self._learn(action.model)
 
     def _end(self, action: EndProcesses) -> None:
+        """End processes, each whatever becomes of the others.
+
+        Raises:
+            MpsError: Some of them are not ours to end.
+        """
         lease = self._leases.get(action.gpu)
         living = [process for process in action.processes if process.alive()]
         if lease is not None and action.through_mps:
-            with suppress(MpsError):  # without the control program they are killed all the same
+            with suppress(MpsError, OSError):  # without the control program they are killed all the same
                 pids = [process.pid for process in living]
                 terminate_and_kill(lease.pipe, pids, environ=lease.environ, timeout_s=TERMINATE_SECONDS)
+        refused = []
         for process in living:
-            process.send(signal.SIGKILL)
+            try:
+                process.send(signal.SIGKILL)
+            except PermissionError:
+                refused.append(str(process.pid))
+        if refused:
+            raise MpsError(
+                f"The processes {', '.join(refused)} on GPU {action.gpu} cannot be ended: they are another user's.",
+                f"End them as that user: kill -9 {' '.join(refused)}",
+            )
 
     def _described(self, model: str) -> tuple[ModelStatus, ...]:
         """TorchServe's description of a model, asked for again if it does not answer.

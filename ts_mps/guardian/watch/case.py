@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ts_mps.events import Event
-from ts_mps.guardian.watch.memory import Action, EndProcesses, Fault, Judgement, Memory
+from ts_mps.guardian.watch.memory import Action, Ended, EndProcesses, Fault, Judgement, Memory
 from ts_mps.guardian.watch.seen import GpuSeen, Place, Seen, WorkerSeen
 from ts_mps.processes import ProcessId
 
+#: Seconds after which a process that was ended and still lives is killed again.
+AGAIN = 30.0
 #: Recoveries that are remembered.
 _RECOVERIES = 100
 
@@ -95,8 +97,18 @@ class Case:
         """End processes, but for those that have been ended before: a second terminate_client blocks the daemon."""
         fresh = tuple(process for process in dict.fromkeys(processes) if process not in self.ended)
         if fresh:
-            self.ended.update(dict.fromkeys(fresh, cause))
+            self.ended.update(dict.fromkeys(fresh, Ended(cause, gpu, self.now)))
             self.actions.append(EndProcesses(gpu, fresh, through_mps))
+
+    def end_again(self) -> None:
+        """Kill those that live long after they were ended: the first try failed, or the driver holds them.
+
+        Past MPS, for the sake of its daemon, see :meth:`end`.
+        """
+        for process, ended in self.ended.items():
+            if self.now - ended.at >= AGAIN and ended.gpu not in self.seen.busy:
+                self.ended[process] = replace(ended, at=self.now)
+                self.actions.append(EndProcesses(ended.gpu, (process,), through_mps=False))
 
     def done(self, java_since: float | None) -> Judgement:
         """The judgement."""

@@ -32,6 +32,7 @@ def judge_workers(case: Case) -> None:
         if slot in case.absent:
             _came(case, slot, worker)
     _forget(case)
+    case.end_again()
 
 
 def _listen(case: Case) -> None:
@@ -56,7 +57,8 @@ def _listen(case: Case) -> None:
 def _went(case: Case, slot: int, was: WorkerSeen) -> None:
     fault = case.faults.get(was.gpu) if was.gpu else None
     asked = case.seen.change.asked.get(was.process.pid)
-    cause = case.ended.get(was.process) or case.causes.get(was.process.pid) or asked or "died"
+    ended = case.ended.get(was.process)
+    cause = (ended.cause if ended else "") or case.causes.get(was.process.pid) or asked or "died"
     if fault is not None and fault.victims.get(slot) == was.process:
         cause = fault.kind
     earlier = case.absent.get(slot)
@@ -92,7 +94,7 @@ def _forget(case: Case) -> None:
     living = {worker.process for worker in case.seen.workers}
     pids = {process.pid for process in living}
     listed = {pid for gpu in case.seen.gpus for pid in gpu.clients}
-    case.ended = {p: cause for p, cause in case.ended.items() if p in living or p.pid in listed}
+    case.ended = {p: ended for p, ended in case.ended.items() if p in living or p.pid in listed}
     case.unattached = {p: looks for p, looks in case.unattached.items() if p in living}
     case.causes = {pid: cause for pid, cause in case.causes.items() if pid in pids}
 

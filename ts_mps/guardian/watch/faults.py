@@ -20,6 +20,39 @@ LONGEST_PAUSE = 60.0
 GIVE_UP = 900.0
 #: Causes that strike all workers of a GPU at once: none of these ends is a worker's own doing.
 COLLECTIVE = frozenset({"server-fault", "server-gone", "daemon-gone", "daemon-hung", "gpu-lost"})
+#: Errors that a kernel makes and that MPS hands to all clients of the server; a device-side assert (710) is not among
+#: them, it stays with its own client (measured).
+_KERNEL = frozenset(f"cuda-error-{code}" for code in (700, 702, 714, 715, 716, 717, 718, 719))
+#: What a client may be told instead when another one's kernel took the server: MPS's own errors.
+_STRUCK = _KERNEL | {f"cuda-error-{code}" for code in (805, 806, 807, 810)}
+#: Seconds within which two workers that tell of such an error tell of the same one.
+_TOGETHER = 2.0
+
+
+def judge_told(case: Case) -> None:
+    """Faults of a server that were over before anybody looked: under load all its victims leave within milliseconds.
+
+    Their own words are all that is left then. Two workers of one GPU do not meet such an error together by themselves.
+    """
+    for gpu in case.seen.gpus:
+        if gpu.lost or gpu.daemon not in ("running", "adopted") or gpu.uuid in case.seen.busy:
+            continue
+        said = [e for e in case.seen.told if (e.kind, e.gpu) == ("worker-fault", gpu.uuid) and e.cause in _STRUCK]
+        first = min((event.time for event in said if event.cause in _KERNEL), default=None)
+        if first is None:
+            continue
+        struck = {event.pid for event in said if abs(event.time - first) <= _TOGETHER}
+        known = case.faults.get(gpu.uuid)
+        seen = known is not None and any(process.pid in struck for process in known.victims.values())
+        if len(struck) < 2 or seen:
+            continue
+        # Another one before the last was made good is a fault of its own, and who is still missing is waited for.
+        case.faults.pop(gpu.uuid, None)
+        text = f"The MPS server of GPU {gpu.index} was in FAULT: {len(struck)} of its clients got its error and left."
+        fault = case.open(gpu, "server-fault", text)
+        if known is not None:
+            case.faults[gpu.uuid] = replace(fault, victims={**known.victims, **fault.victims})
+        case.ask.add(gpu.uuid)
 
 
 def judge_gpus(case: Case) -> None:
@@ -78,7 +111,8 @@ def _restore(case: Case, gpu: GpuSeen, kind: str, text: str) -> None:
     case.ask.add(gpu.uuid)
     if case.now >= fault.next_try:
         case.actions.append(RestoreDaemon(gpu.uuid))
-        pause = min(LONGEST_PAUSE, 2.0**fault.tries)
+        # Bounded before the power: a daemon that is gone for good is tried for days, and 2.0**1024 is no float.
+        pause = min(LONGEST_PAUSE, 2.0 ** min(fault.tries, 6))
         case.faults[gpu.uuid] = replace(fault, tries=fault.tries + 1, next_try=case.now + pause)
 
 

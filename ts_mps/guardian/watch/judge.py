@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ts_mps.guardian.watch.case import Case
 from ts_mps.guardian.watch.comings import judge_batches, judge_workers
-from ts_mps.guardian.watch.faults import judge_gpus
+from ts_mps.guardian.watch.faults import judge_gpus, judge_told
 from ts_mps.guardian.watch.memory import Judgement, Memory
 from ts_mps.guardian.watch.places import judge_places
 from ts_mps.guardian.watch.seen import Seen
@@ -28,6 +28,7 @@ def judge(memory: Memory, seen: Seen, now: float) -> Judgement:
         case.absent, case.batches, case.parked = {}, {}, set()
         return case.done(java_since=None)
     java_since = now if memory.java_since is None else memory.java_since
+    judge_told(case)
     judge_workers(case)
     judge_batches(case)
     judge_places(case, java_since)

@@ -17,7 +17,7 @@ import psutil
 
 from ts_mps.errors import MpsError
 from ts_mps.files import is_locked
-from ts_mps.gpu.presence import why_lost
+from ts_mps.gpu.presence import Presence
 from ts_mps.guardian.watch.seen import GpuSeen, Place, Seen, WorkerSeen
 from ts_mps.guardian.watch.tail import Tail
 from ts_mps.mps.control import Control, DaemonNotFound
@@ -63,6 +63,7 @@ class Looker:
         self._daemons = daemons
         self._began = now
         self._events = Tail(paths)
+        self._presence = Presence()
         self._processes: dict[int, ProcessId] = {}
         self._failures: dict[str, float] = {}
         self._failures_changed = 0.0
@@ -153,7 +154,7 @@ class Looker:
         if uuid not in busy:
             if self._hint(known, living, daemon) or uuid in ask or now >= known.next_ask:
                 known.next_ask = now + ASK_EVERY
-                seen = replace(seen, lost=why_lost(uuid))
+                seen = replace(seen, lost=self._presence.why_lost(uuid))
                 if daemon is not None and not seen.lost:
                     seen = self._ask(seen, daemon)
             if daemon is not None and not seen.lost and not self._daemon_lives(known, daemon):
@@ -190,14 +191,16 @@ class Looker:
         return known.daemon is not None and known.daemon.alive()
 
     def _ask(self, seen: GpuSeen, daemon: Daemon) -> GpuSeen:
-        control = Control(Path(daemon.pipe), timeout=ANSWER_SECONDS)
         try:
+            control = Control(Path(daemon.pipe), timeout=ANSWER_SECONDS)
             servers = control.servers()
             states = ", ".join(control.server_status(server) or "none" for server in servers) or "none"
             clients = frozenset(pid for server in servers for pid in control.clients(server))
         except DaemonNotFound:
             return replace(seen, daemon="gone", asked=True)
-        except MpsError:
+        except (MpsError, OSError):
+            # No control program (its package is being replaced) and no process to be had are no answer either: they
+            # must not end the look at everything else. It is asked again at the next one.
             return replace(seen, daemon="silent", asked=True)
         return replace(
             seen,

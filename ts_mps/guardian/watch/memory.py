@@ -31,6 +31,21 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """That a process was ended by the watch.
+
+    Attributes:
+        cause: Why, in words with hyphens.
+        gpu: UUID of its GPU.
+        at: When it was last tried, seconds since the epoch.
+    """
+
+    cause: str
+    gpu: str
+    at: float
+
+
+@dataclass(frozen=True)
 class Absence:
     """A slot whose worker went.
 
@@ -53,7 +68,7 @@ class Memory:
         servers: GPU -> pids of its servers when it last answered.
         faults: GPU -> what is wrong with it.
         absent: Slot -> why its worker went.
-        ended: Processes that were ended by the watch and are not gone yet -> the cause. None is ended twice.
+        ended: Processes that were ended by the watch and are not gone yet. None is terminated twice.
         unattached: Worker -> in how many looks it was ready and no client.
         silent: GPU -> looks in a row in which its daemon did not answer.
         batches: Worker -> the batch that it is inside, and since when that was seen.
@@ -74,7 +89,7 @@ class Memory:
     servers: Mapping[str, frozenset[int]] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
     absent: Mapping[int, Absence] = field(default_factory=dict)
-    ended: Mapping[ProcessId, str] = field(default_factory=dict)
+    ended: Mapping[ProcessId, Ended] = field(default_factory=dict)
     unattached: Mapping[ProcessId, int] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
     batches: Mapping[ProcessId, tuple[int, float]] = field(default_factory=dict)

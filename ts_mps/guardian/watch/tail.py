@@ -31,7 +31,8 @@ class Tail:
         """What workers have written since the last call, oldest first."""
         try:
             status = self._path.stat()
-            if status.st_ino != self._file:  # turned over, or made just now
+            # Turned over or made just now; or cut short, by a log shipper or by one made anew with the same inode.
+            if status.st_ino != self._file or status.st_size < self._offset:
                 self._file, self._offset = status.st_ino, 0
             if status.st_size == self._offset:
                 return ()

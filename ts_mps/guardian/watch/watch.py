@@ -31,7 +31,7 @@ class Watch:
         plan: Its plan.
         leases: UUID -> the lease on its daemon; empty without MPS.
         api: TorchServe's management API.
-        report: Told each event, as a sentence.
+        report: Told each event.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Watch:
         plan: Plan,
         leases: Mapping[str, Lease],
         api: Api,
-        report: Callable[[str], None],
+        report: Callable[[Event], None],
     ) -> None:
         self._paths = paths
         self._leases = leases
@@ -101,16 +101,16 @@ class Watch:
     def tell(self, event: Event) -> None:
         """Record an event and say it."""
         record(self._paths, event)
-        self._report(event.text)
+        self._report(event)
 
     def settled(self, seen: Seen) -> bool:
         """Whether every place of the plan that is not held back has a worker that is ready."""
         ready = {worker.slot for worker in seen.workers if worker.ready}
         return all(slot.number in ready or slot.number in self._memory.holds for slot in self._plan.slots)
 
-    def close(self) -> None:
-        """End the watch; waits for what is being done, which may take as long as a daemon takes to start."""
-        self._actor.close()
+    def close(self, seconds: float) -> None:
+        """End the watch; waits at most so long for what is being done. A daemon may take longer to start."""
+        self._actor.close(seconds)
 
     def _hold(self) -> None:
         """Put in force which slots take no worker."""
