@@ -15,11 +15,6 @@ from ts_mps.profile.interrupts import uninterrupted
 _UNDO_S = 90.0
 
 
-def hear_signals() -> None:
-    """In a child, before its program: it hears what its parent held back while it was started."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
-
-
 def call(
     command: Sequence[str], *, cores: Sequence[int], folder: Path, environ: Mapping[str, str], timeout: float
 ) -> subprocess.CompletedProcess[str]:
@@ -45,7 +40,6 @@ def call(
                 text=True,
                 errors="replace",
                 start_new_session=True,
-                preexec_fn=hear_signals,
             )
         out, err = process.communicate(timeout=timeout)
     except BaseException:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 
-from ts_mps.bench.commands import hear_signals
 from ts_mps.bench.cores import pinned
 from ts_mps.bench.site import LeftRunning
 
@@ -53,7 +52,6 @@ class Family:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=hear_signals,
             )
         # Held from its birth on, so that a stranger who gets its pid later is never taken for it.
         self._root = psutil.Process(self._process.pid)

@@ -7,14 +7,11 @@ anybody imports it.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 
 def main() -> None:
     """Become Locust. First of all pinned, as threads and processes get the cores of those that start them."""
-    # Held back while it was started, and inherited so; Locust lives by them.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     parent = int(sys.argv[1])
     os.sched_setaffinity(0, {int(core) for core in sys.argv[2].split(",")})
     del sys.path[0]  # this folder, whose modules are not to be found by their bare names
