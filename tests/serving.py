@@ -30,6 +30,21 @@ class Echo:
         return [row.get("body", b"") for row in data]
 """
 
+#: Becomes an MPS client while it loads, through the simulator's side door; more handlers are made of it.
+CLIENT = """
+import os
+from pathlib import Path
+
+class Client:
+    def initialize(self, context):
+        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
+        clients.mkdir(exist_ok=True)
+        (clients / str(os.getpid())).touch()
+
+    def handle(self, data, context):
+        return [b"served"] * len(data)
+"""
+
 SLOW = """
 import time
 

@@ -14,26 +14,19 @@ from pathlib import Path
 import psutil
 import pytest
 from loading import Load
+from serving import CLIENT
 from support import CONTROL, eventually, mps_processes, simulated_gpu
 
 from ts_mps.events import Event, recorded
 from ts_mps.guardian.watched import load_watched
 
-CLIENT = """
-import os, time
-from pathlib import Path
-
-class Client:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-
-    def handle(self, data, context):
-        if bytes(data[0]["body"]) == b"hang":
+#: Hangs if it is asked to, and tells its GPU.
+HANGING = CLIENT.replace("import os", "import os, time").replace(
+    '        return [b"served"]',
+    """        if bytes(data[0]["body"]) == b"hang":
             time.sleep(600)
-        return [os.environ["CUDA_VISIBLE_DEVICES"]] * len(data)
-"""
+        return [os.environ["CUDA_VISIBLE_DEVICES"]]""",
+)
 
 UUIDS = [str(simulated_gpu(index)["uuid"]) for index in range(2)]
 
@@ -44,8 +37,8 @@ def mps(simulated):
     simulated.environ["SIM_GPUS"] = json.dumps([simulated_gpu(0), simulated_gpu(1)])
     simulated.environ["SIM_NVML_LOST"] = str(simulated.folder / "lost")
     simulated.environ["OMP_NUM_THREADS"] = "1"
-    simulated.archive("left", CLIENT, workers=2, deviceIds=[0, 0], deviceType="gpu", responseTimeout=8)
-    simulated.archive("right", CLIENT, workers=1, deviceIds=[1], deviceType="gpu")
+    simulated.archive("left", HANGING, workers=2, deviceIds=[0, 0], deviceType="gpu", responseTimeout=8)
+    simulated.archive("right", HANGING, workers=1, deviceIds=[1], deviceType="gpu")
     done = simulated.start("--models", "left.mar", "right.mar", "--disable-token-auth")
     assert done.returncode == 0, done.stderr
     assert [worker.slot.gpu for worker in simulated.workers()] == [UUIDS[0], UUIDS[0], UUIDS[1]]

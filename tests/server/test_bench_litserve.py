@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from serving import CLIENT
 from support import eventually
 
 from ts_mps.bench.cores import usable_cores
@@ -163,28 +164,14 @@ def test_payloads_of_several_types_are_refused(tmp_path, monkeypatch, capsys):
     assert not Path("study.json").exists()
 
 
-#: Becomes an MPS client while it loads, through the simulator's side door.
-CLIENT = """
-import os
-from pathlib import Path
-
-class Client:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-
-    def handle(self, data, context):
-        assert context.system_properties["gpu_id"] == 0
-        return [b"served"] * len(data)
-"""
+ON_ITS_GPU = CLIENT.replace("        return", '        assert context.system_properties["gpu_id"] == 0\n        return')
 
 
 def test_its_workers_are_proven_clients_on_a_simulated_gpu(simulated):
     file, payload = simulated.run_folder / "study.json", simulated.folder / "payload.txt"
     payload.write_bytes(b"hello")
     simulated.environ["OMP_NUM_THREADS"] = "1"
-    archive = str(simulated.store / simulated.archive("client", CLIENT))
+    archive = str(simulated.store / simulated.archive("client", ON_ITS_GPU))
     times = ("--seconds", "1", "--warm-up", "0.5", "--connections", "4", "--blocks", "1")
     words = ("--archive", archive, "--payload", str(payload), "--engine", "litserve", "--workers", "2")
     done = simulated.call(simulated.command("bench", "compare", *words, "--batch-sizes", "2", *times, "-o", str(file)))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import BROKEN, ECHO, Serving
+from serving import BROKEN, CLIENT, ECHO, Serving
 from support import eventually
 
 from ts_mps.bench.report.reading import read_study
@@ -26,20 +26,6 @@ if importlib.util.find_spec("locust") is None:
 
 #: A variable that everything inherits that a study of a test starts.
 MARK = "BENCH_TEST"
-#: Becomes an MPS client while it loads, through the simulator's side door, and serves nobody who is not READY.
-CLIENT = """
-import os
-from pathlib import Path
-
-class Client:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-
-    def handle(self, data, context):
-        return [b"served"] * len(data)
-"""
 
 
 @pytest.fixture

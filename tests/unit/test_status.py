@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from watching import state
 
 from ts_mps.cli.render import status_text
 from ts_mps.files import write_json
 from ts_mps.guardian import problems
 from ts_mps.guardian import status as module
 from ts_mps.guardian.instance import GpuStatus, Status
-from ts_mps.guardian.state import GpuState, State, myself
 from ts_mps.guardian.status import look
 from ts_mps.mps.control import Control, DaemonNotFound, DaemonTimeout
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.slots import Claim, Proof, Share, claim
-from ts_mps.torchserve.addresses import Address
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
-from ts_mps.torchserve.endpoints import Endpoints
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")
@@ -49,24 +47,7 @@ def paths(short_dir: Path) -> InstancePaths:
 def serve(paths: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[Serve]:
     """An instance of one worker, this process, which is ready with what it got; None while it loads."""
     held: list[Claim] = []
-    local = Address("inference_address", "127.0.0.1", 8080)
-    state = State(
-        instance="default",
-        phase="serving",
-        mps="on",
-        mps_why="MPS is on.",
-        guardian=myself(),
-        gpus=(GpuState(0, UUID, "NVIDIA H200", 48, "/pipe"),),
-        endpoints=Endpoints(local, local, local, None, None),
-        folder=str(short_dir),
-        config="config.properties",
-        config_source="a test",
-        pid_file="pid",
-        drain_timeout=1.0,
-        worker_port=9000,
-        java=myself(),
-    )
-    state.save(paths)
+    state(short_dir).save(paths)
     monkeypatch.setattr(module, "guardian_lives", lambda _: True)
     monkeypatch.setattr(module, "_daemon", lambda _: ("running", "ACTIVE", {os.getpid()}))
 
