@@ -1,12 +1,12 @@
 """Measure studies of ``ts-mps bench compare --reproduce`` on several GPUs at once: one lane for each GPU.
 
     python benchmarks/publish.py --out studies --minutes 60 \\
-        results/text-mps,vivo/vivo-ranking:blocks=3:seconds=5 results/ranking-mps results/images-mps
+        results/text,vivo/vivo-ranking:blocks=3:seconds=5 results/ranking results/images
 
 Each word is a lane: studies that one GPU measures one after the other on host cores of its own. A study is NAME/PART,
-and behind it options of the command as :NAME=VALUE. Studies of different lanes share the host's memory and PCIe links,
-arms of one study do so to the same degree. When the time is over every study ends as by Ctrl-C, and the same command
-goes on with what is missing.
+and behind it options of the command as :NAME=VALUE. A lane of - leaves its GPU and its cores to something else.
+Studies of different lanes share the host's memory and PCIe links, arms of one study do so to the same degree. When the
+time is over every study ends as by Ctrl-C, and the same command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def main() -> int:
     options = parser.parse_args()
     deadline = time.monotonic() + 60 * options.minutes
     try:
-        lanes = [[Item.parse(item) for item in lane.split(",")] for lane in options.lanes]
+        lanes = [[] if lane == "-" else [Item.parse(item) for item in lane.split(",")] for lane in options.lanes]
     except ValueError as error:
         parser.error(str(error))
     if not known():

@@ -36,6 +36,8 @@ DESCRIPTORS = {"guardian": 8, "java": 40}
 GUARDIAN_MIB, GPU_MIB = 64, 64
 #: Seconds of quiet before anything is counted.
 SETTLING = 10.0
+#: Seconds of load without a fault, in which the guardian's cost is taken, and the part of a core that it may use.
+WATCHED, COST = 60.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Footprint:
         descriptors: Open files of the guardian and of java.
         files: Files in the runtime folder, but for those that are named by pid or time, and their number.
         guardian_mib: Resident memory of the guardian.
-        gpu_mib: Memory in use on all GPUs; 0 on simulated ones.
+        gpu_mib: Memory in use on its GPUs; 0 on simulated ones.
     """
 
     processes: Counter[str]
@@ -95,8 +97,16 @@ def footprint(serving: Serving, simulated: bool) -> Footprint:
         {"guardian": guardian.num_fds(), "java": java.num_fds()},
         frozenset(name for name in files if not any(passing in name for passing in _PASSING)),
         guardian.memory_info().rss / 2**20,
-        0.0 if simulated else _gpu_mib(),
+        0.0 if simulated else _gpu_mib(serving),
     )
+
+
+def cost(serving: Serving, seconds: float) -> float:
+    """Part of one core that the guardian and the programs that it calls use over so many seconds."""
+    guardian = psutil.Process(serving.state().guardian.pid)
+    before, began = guardian.cpu_times(), time.monotonic()
+    time.sleep(seconds)
+    return (sum(guardian.cpu_times()[:4]) - sum(before[:4])) / (time.monotonic() - began)
 
 
 def _name(process: psutil.Process) -> str:
@@ -107,12 +117,13 @@ def _name(process: psutil.Process) -> str:
     return next((name for name in known if name in words), Path(words[0]).name if words else "?")
 
 
-def _gpu_mib() -> float:
+def _gpu_mib(serving: Serving) -> float:
     import pynvml
 
     pynvml.nvmlInit()
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        uuids = serving.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in uuids]
         return sum(pynvml.nvmlDeviceGetMemoryInfo(handle).used for handle in handles) / 2**20
     finally:
         pynvml.nvmlShutdown()
@@ -140,13 +151,13 @@ def soak(scene: Scene, seconds: float, every: float, dice: random.Random) -> lis
     return outcomes
 
 
-def environment(simulated: bool, folder: Path) -> tuple[dict[str, str], int]:
+def environment(parsed: argparse.Namespace, folder: Path) -> tuple[dict[str, str], int]:
     """The environment of the instance, and how many GPUs it gets."""
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    if not simulated:
+    if not parsed.simulated:
         from ts_mps.gpu.inventory import read_inventory
 
-        gpus = read_inventory().gpus[:2]
+        gpus = [gpu for gpu in read_inventory().gpus if gpu.index in parsed.gpus]
         visible = ",".join(gpu.uuid for gpu in gpus)
         return {**os.environ, "PYTHONPATH": ":".join(paths), "CUDA_VISIBLE_DEVICES": visible}, len(gpus)
     return {
@@ -163,9 +174,12 @@ def checked(serving: Serving, scene: Scene, parsed: argparse.Namespace) -> tuple
     with scene:
         time.sleep(SETTLING)
         before = footprint(serving, parsed.simulated)
-        print(HEAD)
+        # The simulator's programs are written in Python, and cost more than the real ones.
+        used = 0.0 if parsed.simulated else cost(serving, WATCHED)
+        print(f"Watching took {used:.2%} of a core.\n{HEAD}")
         outcomes = soak(scene, parsed.seconds, parsed.every, random.Random(parsed.seed))
-    wrong = [sentence for outcome in outcomes for sentence in outcome.wrong]
+    wrong = [f"Watching took {used:.2%} of a core."] if used > COST else []
+    wrong += [sentence for outcome in outcomes for sentence in outcome.wrong]
     wrong += scene.unexplained
     for one in outcomes:
         # A daemon that hangs may take as long as two faults are apart, and its own limit has been looked at.
@@ -206,6 +220,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1200.0, help="how long (default: %(default)s)")
     parser.add_argument("--every", type=float, default=30.0, help="seconds between two faults (default: %(default)s)")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1], help="nvidia-smi's numbers (default: 0 1)")
     parser.add_argument("--workers", type=int, help="of each GPU (default: 4; simulated: 2)")
     parser.add_argument("--clients", type=int, help="of each GPU (default: 8; simulated: 2)")
     parser.add_argument("--seed", type=int, default=6, help="of the order of the faults (default: %(default)s)")
@@ -217,19 +232,19 @@ def main() -> int:
     """Run it."""
     parsed = options()
     folder = Path(tempfile.mkdtemp(prefix="soak", dir="/tmp"))
-    environ, gpus = environment(parsed.simulated, folder)
+    environ, gpus = environment(parsed, folder)
     # What this process looks up itself is of the same programs and GPUs.
     os.environ.update({name: environ[name] for name in ("PATH", "CUDA_VISIBLE_DEVICES") if name in environ})
     serving = Serving(folder, environ)
     serving.environ.update({name: environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in environ})
-    idle = 0.0 if parsed.simulated else _gpu_mib()
+    idle = 0.0 if parsed.simulated else _gpu_mib(serving)
     few = parsed.simulated
     workers, clients = parsed.workers or (2 if few else 4), parsed.clients or (2 if few else 8)
     try:
         scene = Scene(serving, SIMULATED if few else REAL, gpus=gpus, workers=workers, clients=clients)
         outcomes, wrong = checked(serving, scene, parsed)
-        if not few and not eventually(lambda: _gpu_mib() <= idle + 8, 20):
-            wrong.append(f"GPU memory after the stop: {idle:.0f} -> {_gpu_mib():.0f} MiB")
+        if not few and not eventually(lambda: _gpu_mib(serving) <= idle + 8, 20):
+            wrong.append(f"GPU memory after the stop: {idle:.0f} -> {_gpu_mib(serving):.0f} MiB")
     finally:
         serving.kill_everything()
         for process in mps_processes(folder):

@@ -67,49 +67,33 @@ class Planned:
         return self.runs * (_AROUND_S + self.warm_up + self.seconds)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Of a workload of :func:`results`: batch sizes of four workers and of one, and the counted time of a load."""
-
-    shared: int
-    alone: int
-    seconds: float = 5.0
-
-
-_RESULTS: Mapping[str, _Sizes] = {
-    "text": _Sizes(8, 32),
-    "ranking": _Sizes(2, 4),
-    "images": _Sizes(8, 32),
+#: Workload of :func:`results` -> its batch size, and the counted time of a load in seconds.
+_RESULTS: Mapping[str, tuple[int, float]] = {
+    "text": (32, 5.0),
+    "ranking": (4, 5.0),
+    "images": (32, 5.0),
     # Its answers come batch by batch, so that a short load would count one batch more or less.
-    "generation": _Sizes(8, 32, seconds=8.0),
+    "generation": (32, 6.0),
 }
 _RESULTS_WARM_UP_S = 2.0
 
 
 def results(ground: Ground) -> tuple[Planned, ...]:
-    """The studies of docs/results.md, two for each workload.
+    """The studies of docs/results.md, one for each workload, in which every engine serves the same archive.
 
-    The first asks whether MPS pays: one worker with large batches, four workers with MPS off, with it, and with half of
-    the SMs for each. The second sets engines side by side that serve the same archive: ts-mps with MPS, stock
-    TorchServe's cells that its users would try first, and LitServe with as many workers, MPS off and on.
+    Stock TorchServe with one worker and with four, which its users would try first; ts-mps with four, MPS off and on;
+    and LitServe with as many, MPS off and on.
     """
     planned = []
     many = 2 if ground.tiny else 4
-    for name, sizes in _RESULTS.items():
+    for name, (size, seconds) in _RESULTS.items():
         served = _workload(name, ground)
-        shared, alone = served.batch_sizes if ground.tiny else (sizes.shared, sizes.alone)
+        batch = served.batch_sizes[-1] if ground.tiny else size
         ours, stock, lit = (_maker(ground, served, engine) for engine in ENGINES)
-        mps = [ours(1, alone), ours(many, shared), ours(many, shared, mps=True)]
-        mps += [ours(many, shared, mps=True, thread_percentage=50.0)]
-        engines = [ours(many, shared, mps=True), stock(1, alone), stock(many, shared), stock(many, alone)]
-        engines += [lit(many, shared), lit(many, shared, mps=True)]
-        for part, words, arms in (("mps", "MPS on against off", mps), ("engines", "three engines", engines)):
-            title = f"{served.title}: {words}"
-            planned.append(
-                _planned(
-                    ground, f"{name}-{part}", title, served, arms, seconds=sizes.seconds, warm_up=_RESULTS_WARM_UP_S
-                )
-            )
+        arms = [stock(1, batch), stock(many, batch)]
+        arms += [make(many, batch, mps=mps) for make in (ours, lit) for mps in (False, True)]
+        title = f"{served.title}: MPS on against off, in three engines"
+        planned.append(_planned(ground, name, title, served, arms, seconds=seconds, warm_up=_RESULTS_WARM_UP_S))
     return tuple(planned)
 
 
@@ -255,14 +239,11 @@ def _workload(name: str, ground: Ground) -> Workload:
 def _maker(ground: Ground, served: Workload, engine: str = "ts-mps") -> Callable[..., Arm]:
     """Makes arms of a workload: on the GPU, or on the CPU without MPS where the ground is tiny."""
 
-    def make(
-        workers: int, batch: int, *, mps: bool = False, noop: bool = False, thread_percentage: float | None = None
-    ) -> Arm:
+    def make(workers: int, batch: int, *, mps: bool = False, noop: bool = False) -> Arm:
         return make_arm(
             workers,
             batch,
             mps=mps and not ground.tiny,
-            thread_percentage=None if ground.tiny else thread_percentage,
             noop=noop,
             engine=engine,
             device="cpu" if ground.tiny else "gpu",
