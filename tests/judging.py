@@ -64,6 +64,8 @@ class World:
         self.events: list[Event] = []
         self.ended: list[ProcessId] = []
         self.asleep: set[str] = set()  # models that TorchServe was told to stop
+        self.scaled: dict[tuple[str, str], int] = {}  # what TorchServe was told, and took
+        self.deaf = False  # TorchServe takes no such order
         self.told: list[Event] = []
         self.linger = 0.0  # seconds that a killed process takes to go
         for place in PLACES:
@@ -132,7 +134,8 @@ class World:
             for worker in self.workers.values()
         )
         told, self.told = tuple(self.told), []
-        return Seen(self.java, tuple(gpus), living, PLACES, (), told, {}, {"bert": TIMEOUT, "rank": TIMEOUT})
+        seen = Seen(self.java, tuple(gpus), living, PLACES, (), told, {}, {"bert": TIMEOUT, "rank": TIMEOUT})
+        return replace(seen, scaled=dict(self.scaled))
 
     def tick(self, seconds: int = 1) -> None:
         for _ in range(seconds):
@@ -159,7 +162,10 @@ class World:
                 gpu = self.gpus[uuid]
                 assert gpu.daemon != "running", "a daemon that answers"
                 gpu.daemon, gpu.server, gpu.victims = "running", next(self.pids), set()
+            case ScaleModel() if self.deaf:
+                self.scaled.pop((action.model, action.version), None)
             case ScaleModel(model=model, workers=count):
+                self.scaled[model, action.version] = count
                 (self.asleep.discard if count else self.asleep.add)(model)
                 for slot in [slot for slot, w in self.workers.items() if w.place.model == model and not count]:
                     self.kill(slot)

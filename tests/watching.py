@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ts_mps.files import write_json
-from ts_mps.guardian.state import GpuState, State, myself
+from ts_mps.guardian.state import GpuState, State
 from ts_mps.guardian.watched import Watched, WatchedGpu, WatchedModel
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.processes import myself
 from ts_mps.torchserve.addresses import Address
 from ts_mps.torchserve.endpoints import Endpoints
 
@@ -24,7 +25,6 @@ PLAN = Plan(
 def watched(**changed: object) -> Watched:
     """A look at an instance where all is well, of this moment."""
     fine = Watched(
-        at=time.time(),
         java=True,
         java_restarts=0,
         gpus=(WatchedGpu(UUID, 0, "running", "ACTIVE", 2, 48),),
@@ -58,7 +58,7 @@ def state(folder: Path, **changed: object) -> State:
         worker_port=9000,
         java=myself(),
         since=time.time() - 3600,
-        started=time.time() - 3700,
+        clock=time.monotonic() - 3600,
     )
     return replace(serving, **changed)
 

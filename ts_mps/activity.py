@@ -1,9 +1,11 @@
-"""What a worker is at, and what its guardian wants of it, as a page that both share. Neither needs a system call."""
+"""What a worker is at, and what its guardian wants of it: a page that both share. The worker needs no system call."""
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
+import stat
 import struct
 from enum import IntEnum
 from pathlib import Path
@@ -24,6 +26,14 @@ class Activity:
     """Two counters in a shared page, batches taken and batches answered; then what the guardian wants.
 
     A stop reads the counters to see who is busy: a busy MPS client must not be killed outright.
+
+    The page is memory that belongs to no file system (memfd_create(2)), and its path a link to the worker's open
+    descriptor. In a file of a disk, the kernel write-protects the page whenever it writes it back, and the worker's
+    next store, which is on a request's path, waits for the disk. In /dev/shm, logind removes it when the user logs out
+    (RemoveIPC, logind.conf(5)). This one goes with the worker.
+
+    Args:
+        descriptor: The memory. It stays open as long as the process lives.
     """
 
     _FORMAT = struct.Struct("=QQ")
@@ -33,16 +43,25 @@ class Activity:
     _PARKED = _ATTENTION + _ASKED.size
     _SIZE = _PARKED + 1
 
-    def __init__(self, page: mmap.mmap) -> None:
-        self._page = page
-        self._taken, self._answered = self._FORMAT.unpack_from(page)
+    def __init__(self, descriptor: int) -> None:
+        self._page = mmap.mmap(descriptor, self._SIZE)
+        self._taken = self._answered = 0
 
     @classmethod
     def create(cls, path: Path) -> Activity:
-        """A page with everything at zero, for the worker."""
-        path.write_bytes(bytes(cls._SIZE))
-        with path.open("r+b") as stream:
-            return cls(mmap.mmap(stream.fileno(), cls._SIZE))
+        """A page with everything at zero, for this process.
+
+        Args:
+            path: Where others find it; whatever is there is replaced.
+
+        Raises:
+            OSError: The link cannot be made.
+        """
+        descriptor = os.memfd_create("ts-mps-activity")
+        os.ftruncate(descriptor, cls._SIZE)
+        path.unlink(missing_ok=True)
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+        return cls(descriptor)
 
     def begin(self) -> None:
         """A batch has been taken."""
@@ -78,9 +97,9 @@ class Activity:
             secret: Of 64 bits; what a word must say to be one.
 
         Raises:
-            OSError: There is no such page.
+            OSError: There is no such page: nobody has ever been there, or it is gone.
         """
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = cls._open(path, os.O_WRONLY)
         try:
             os.pwrite(descriptor, cls._ASKED.pack(attention, secret), cls._ATTENTION)
         finally:
@@ -115,9 +134,26 @@ class Activity:
 
     @classmethod
     def _read(cls, path: Path) -> bytes | None:
-        """The page; None where there is none, or where it is just being made."""
+        """The page; None where there is none, or where its worker is gone."""
         try:
-            page = path.read_bytes()
+            descriptor = cls._open(path, os.O_RDONLY)
         except OSError:
             return None
-        return page if len(page) == cls._SIZE else None
+        try:
+            return os.pread(descriptor, cls._SIZE, 0)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def _open(cls, path: Path, flags: int) -> int:
+        """Open a page, and nothing else: the link's pid may be another process's by now, whose descriptor is anything.
+
+        Raises:
+            OSError: There is no page.
+        """
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink or found.st_size != cls._SIZE:
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return descriptor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ class Event:
         pid: Process that it is about; 0 if none.
         cause: What made it happen, in words with hyphens: "out-of-memory", "cuda-error-700"; empty if not known.
         seconds: How long it took, where that is what happened ("recovered"); None otherwise.
+        clock: Seconds of time.monotonic(), to reckon with: nobody sets it, and it is one for all processes of a boot.
         time: Seconds since the epoch.
     """
 
@@ -46,6 +47,7 @@ class Event:
     pid: int = 0
     cause: str = ""
     seconds: float | None = None
+    clock: float = field(default_factory=time.monotonic)
     time: float = field(default_factory=time.time)
 
     def as_json(self) -> dict[str, Any]:
@@ -79,9 +81,71 @@ def record(paths: InstancePaths, event: Event) -> None:
 
 def recorded(paths: InstancePaths) -> Iterator[Event]:
     """All events that are kept, oldest first; lines that are none are left out."""
-    for path in (turned_over(paths.events), paths.events):
-        with suppress(OSError), path.open() as lines:
+    return Tail(paths, kept=True).news()
+
+
+def followed(paths: InstancePaths, pause: Callable[[], bool]) -> Iterator[Event]:
+    """All events that are kept, oldest first, and then each as it comes.
+
+    Args:
+        paths: The instance.
+        pause: Waits a moment for more; False ends it.
+    """
+    tail = Tail(paths, kept=True)
+    going = True
+    while going:
+        yield from tail.news()
+        going = pause()
+    yield from tail.news()
+
+
+class Tail:
+    """Follows the events of an instance, through the turn-over of their file and without reading it again.
+
+    Args:
+        paths: The instance.
+        kept: Whether it begins with all that are kept; else with those that come from now on.
+    """
+
+    def __init__(self, paths: InstancePaths, *, kept: bool) -> None:
+        self._path = paths.events
+        self._file, self._offset = 0, 0
+        with suppress(OSError):
+            status = (turned_over(self._path) if kept else self._path).stat()
+            self._file, self._offset = status.st_ino, 0 if kept else status.st_size
+
+    def news(self) -> Iterator[Event]:
+        """What was written since the last call, oldest first. A line without its end is waited for."""
+        file, size = self._now()
+        if file != self._file:
+            # Whoever had it open while it was turned over wrote its line there.
+            yield from self._read(turned_over(self._path))
+            if not file:
+                return
+            self._file, self._offset = file, 0
+        elif size < self._offset:  # cut short, as some log shippers do
+            self._offset = 0
+        if size > self._offset:
+            yield from self._read(self._path)
+
+    def _now(self) -> tuple[int, int]:
+        """Inode and bytes of the file; 0 where there is none."""
+        try:
+            status = self._path.stat()
+        except OSError:
+            return 0, 0
+        return status.st_ino, status.st_size
+
+    def _read(self, path: Path) -> Iterator[Event]:
+        """The rest of the file that is being read, if it is this one."""
+        with suppress(OSError), path.open("rb") as lines:
+            if os.fstat(lines.fileno()).st_ino != self._file:
+                return
+            lines.seek(self._offset)
             for line in lines:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
                 with suppress(ValueError):
                     value = json.loads(line)
                     if isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""Places of the plan that take no worker for now: a file that the guardian writes and a worker that claims reads."""
+"""Places of the plan that take no worker for now: files that the guardian writes; a worker that claims reads them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ class Hold:
 
     Attributes:
         reason: A sentence.
-        until: Seconds since the epoch at which it takes workers again; None until the guardian says so.
+        until: Seconds of time.monotonic() at which it takes workers again; None until the guardian says so.
     """
 
     reason: str
@@ -47,9 +47,24 @@ def hold_back(instance: InstancePaths, holds: Mapping[int, Hold]) -> None:
 
 def held_back(instance: InstancePaths) -> dict[int, Hold]:
     """The slots that take no worker now, by number."""
-    now = time.time()
+    now = time.monotonic()
     found = {int(number): Hold(**hold) for number, hold in (read_json(_file(instance)) or {}).items()}
     return {number: hold for number, hold in found.items() if not hold.lapsed(now)}
+
+
+def put_to_rest(instance: InstancePaths, models: Collection[tuple[str, str]]) -> None:
+    """Note the models and versions for which TorchServe was asked to have no worker, as their places are held back.
+
+    Raises:
+        OSError: The file cannot be written; what was noted before stays so.
+    """
+    write_json(instance.slots / "resting", {"models": sorted(models)})
+
+
+def at_rest(instance: InstancePaths) -> frozenset[tuple[str, str]]:
+    """The models and versions that a guardian has put to rest and not woken since."""
+    noted = (read_json(instance.slots / "resting") or {}).get("models", ())
+    return frozenset((model, version) for model, version in noted)
 
 
 def _file(instance: InstancePaths) -> Path:

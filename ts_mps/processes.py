@@ -45,6 +45,14 @@ class ProcessId:
         return True
 
 
+def myself() -> ProcessId:
+    """This process."""
+    process = ProcessId.of(os.getpid())
+    if process is None:
+        raise RuntimeError("/proc does not show this process")
+    return process
+
+
 def _started(pid: int) -> int | None:
     try:
         text = Path(f"/proc/{pid}/stat").read_text()

@@ -18,6 +18,7 @@ from ts_mps.files import is_locked, read_json, try_lock, write_json
 from ts_mps.holds import held_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.processes import ProcessId, myself
 from ts_mps.seats import holders_told, seat_holders, take_seat
 
 #: How long a worker looks for a planned slot before it takes an extra one. TorchServe starts a worker's successor at
@@ -64,6 +65,7 @@ class WorkerRecord:
         slot: Its place and share.
         planned: False for a worker beyond the plan (scaled up through TorchServe's API).
         pid: Process id.
+        started: Its start in clock ticks since boot, so that a pid used again is not taken for it.
         state: "loading", then "ready".
         since: Seconds since the epoch at which the state was reached.
         seat: Its seat on the GPU; None without MPS.
@@ -76,6 +78,7 @@ class WorkerRecord:
     slot: Slot
     planned: bool
     pid: int
+    started: int
     state: str
     since: float
     seat: int | None = None
@@ -83,6 +86,11 @@ class WorkerRecord:
     socket: str | None = None
     got: Share | None = None
     listens: bool = False
+
+    @property
+    def process(self) -> ProcessId:
+        """Its process."""
+        return ProcessId(self.pid, self.started)
 
 
 class Claim:
@@ -161,7 +169,7 @@ def claim(
         if time.monotonic() >= deadline:
             if not waits:
                 break
-            if not any(hold.soon(time.time()) for hold in waits):
+            if not any(hold.soon(time.monotonic()) for hold in waits):
                 raise PlanError(
                     f"The free places of model {model} are held back: {waits[0].reason}",
                     "See ts-mps status and ts-mps events; they are given out again after a while, or by a restart.",
@@ -191,7 +199,8 @@ def _seat(
     home: Home, instance: InstancePaths, plan: Plan, slot: Slot, planned: bool, lock: int, socket: str | None
 ) -> Claim:
     gpu = plan.gpu(slot.gpu) if slot.gpu else None
-    record = WorkerRecord(slot, planned, os.getpid(), "loading", time.time(), socket=socket)
+    me = myself()
+    record = WorkerRecord(slot, planned, me.pid, me.started, "loading", time.time(), socket=socket)
     if gpu is None or gpu.cap is None:
         return Claim(instance, record, (lock,))
     paths = home.gpu(gpu.uuid)
@@ -260,7 +269,7 @@ def ask(instance: InstancePaths, number: int, attention: Attention, secret: int 
     """Ask the worker in this slot for its attention.
 
     Raises:
-        OSError: Nobody has ever been there.
+        OSError: Nobody has ever been there, or the last one is gone.
     """
     Activity.ask(_activity_file(instance, number), attention, secret)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from loading import Load
 from serving import ECHO, Serving
@@ -94,6 +95,7 @@ class TestGuardian:
             assert eventually(lambda: load.good_since(0.0))
             serving.state().guardian.send(signal.SIGKILL)
             assert eventually(lambda: "nothing watches it" in serving.ts_mps("status").stdout, 5)
+            Path(serving.state().pid_file).unlink()  # as systemd-tmpfiles does to what is ten days old
             process = serving.popen(serving.start_command(*START, "--foreground"))
             assert eventually(lambda: serving.state().guardian.pid == process.pid and serving.status().as_planned, 30)
             assert (serving.state().java, pids(serving)) == (java, workers)

@@ -64,7 +64,6 @@ def guardian(server) -> psutil.Process:
 
 def look(server, **changed) -> None:
     fine = Watched(
-        at=time.time(),
         java=True,
         java_restarts=0,
         gpus=(WatchedGpu(UUID, 0, "running", "ACTIVE", 2, 48),),

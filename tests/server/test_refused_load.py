@@ -41,7 +41,7 @@ def refused_under_load(serving: Serving, begin) -> tuple[Counter[int], int]:
     for worker in serving.workers()[1:]:
         os.kill(worker.pid, signal.SIGKILL)
     assert eventually(lambda: len(serving.workers()) == 1)
-    since = time.time()
+    since = time.monotonic()
     with Load(serving, "slow", clients=8, body=b"0.05") as load:
         assert eventually(lambda: len(failures(serving.paths(), since)) >= 8, 90)
     assert [worker.state for worker in serving.workers()].count("ready") == 1

@@ -71,7 +71,7 @@ def test_what_is_said_after_the_start_goes_into_the_log_line_by_line(begin, tmp_
 
     def life(report, ready, log):
         ready()
-        log(Event("java-gone", "TorchServe ended by itself.", time=5.0))
+        log(Event("java-gone", "TorchServe ended by itself.", clock=2.0, time=5.0))
         report("stopping\nTorchServe")
         (tmp_path / "served").touch()
         return 0
@@ -79,7 +79,7 @@ def test_what_is_said_after_the_start_goes_into_the_log_line_by_line(begin, tmp_
     assert begin(life) == 0
     assert eventually((tmp_path / "served").exists)
     first, second = map(json.loads, (tmp_path / "guardian.log").read_text().splitlines())
-    assert Event.from_json(first) == Event("java-gone", "TorchServe ended by itself.", time=5.0)
+    assert Event.from_json(first) == Event("java-gone", "TorchServe ended by itself.", clock=2.0, time=5.0)
     assert (second["kind"], second["text"]) == ("guardian", "stopping\nTorchServe")
 
 

@@ -120,6 +120,24 @@ def test_a_change_is_made_beside_the_loop_and_the_loop_takes_its_plan_over(paths
     assert guardian.events == ["change-done"] and guardian.changer.underway.text == ""
 
 
+def test_a_stop_while_the_plan_is_written_is_not_waited_past(paths, guardian, monkeypatch):
+    stop = threading.Thread(target=guardian.changer.close, args=(5.0,))
+
+    def write(path, value) -> None:
+        stop.start()
+        assert guardian.changer._closing.wait(5)
+        time.sleep(0.1)
+
+    exchange = Exchange.ask(paths, Change("reload"))
+    guardian.turn()
+    monkeypatch.setattr(module, "write_json", write)
+    began = time.monotonic()
+    guardian.go_on.set()
+    guardian.changer._thread.join(10)
+    assert not guardian.changer.busy and time.monotonic() - began < 3
+    assert exchange.answered.state == "ended"
+
+
 def test_whoever_did_not_go_was_not_asked_once_the_change_is_over(paths, guardian, monkeypatch):
     monkeypatch.setattr(module, "workers", lambda of: (SimpleNamespace(pid=7),))
     exchange = Exchange.ask(paths, Change("reload"))
@@ -137,11 +155,10 @@ def test_whoever_did_not_go_was_not_asked_once_the_change_is_over(paths, guardia
 def test_a_change_that_outlives_its_instance_leaves_the_drain_alone(paths, guardian, monkeypatch, closing):
     heeded = []
     monkeypatch.setattr(module.Crew, "heed", lambda crew, attention: heeded.append(attention))
-    monkeypatch.setattr(module, "CLOSING_SECONDS", 0.0)
     exchange = Exchange.ask(paths, Change("reload"))
     guardian.turn()
     if closing:
-        guardian.changer.close()
+        guardian.changer.close(0.0)
         assert guardian.changer.busy
     guardian.go_on.set()
     guardian.until_over(exchange)
@@ -185,7 +202,7 @@ def test_it_ends_with_what_it_changes(paths, guardian, how):
             time.sleep(0.01)
     else:
         threading.Timer(0.1, guardian.go_on.set).start()
-        guardian.changer.close()
+        guardian.changer.close(5.0)
     assert not guardian.changer.busy
     assert exchange.answered.state == "ended" and guardian.plans == []
 

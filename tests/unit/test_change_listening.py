@@ -48,7 +48,7 @@ def no_alarm():
 
 
 def word(do: str, *, pids: tuple[int, ...] = (os.getpid(),), until: float = 60.0, secret: int = SECRET) -> Word:
-    return Word(do, pids, time.time() + until, secret)
+    return Word(do, pids, time.monotonic() + until, secret)
 
 
 def ask(worker, attention: Attention = Attention.LISTEN) -> None:

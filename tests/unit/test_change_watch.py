@@ -86,7 +86,7 @@ def test_what_is_remembered_of_slots_that_go_goes_with_them():
 def test_what_is_being_changed_is_shown():
     world = World()
     seen, judgement = look(world, Underway("scaling model bert to 3 worker(s)"))
-    shows = shown(judgement.memory, seen, now=NOW, java_restarts=0, took=0.01)
+    shows = shown(judgement.memory, seen, java_restarts=0, took=0.01)
     assert shows.changing == "scaling model bert to 3 worker(s)"
 
 
@@ -96,7 +96,9 @@ def test_what_is_being_changed_is_shown():
     ids=["one away on purpose", "all away", "one away", "nobody away"],
 )
 def test_readiness_while_workers_are_replaced(tmp_path, ready, changing, reasons):
-    of = state(tmp_path, since=NOW - 3600, started=NOW - 3700)
-    files = Files(of, watched(at=NOW - 1, models=bert(ready=ready, attached=ready), changing=changing), True, True, NOW)
+    of = state(tmp_path, clock=NOW - 3600)
+    files = Files(
+        of, watched(clock=NOW - 1, models=bert(ready=ready, attached=ready), changing=changing), True, True, NOW
+    )
     assert len(not_ready(files, strict=True)) == reasons
     assert bool(not_ready(files)) == (ready == 0)

@@ -409,6 +409,15 @@ class TestLeaving:
             batch.predict([b"a"], explain="False")
         assert "could not be answered" in caplog.text
 
+    def test_an_answer_that_was_sent_and_not_taken_is_told_as_that(self, left, caplog, monkeypatch):
+        monkeypatch.setattr(leaving, "_TAKING_S", 0.1)
+        batch = Batch(fails)
+        with pytest.raises(Left):
+            batch.predict([b"a"], explain="False")
+        assert [record.getMessage() for record in caplog.records] == [
+            "TorchServe has not taken the last answer within 0.1 s; it may be lost."
+        ]
+
     def test_good_batches_and_errors_of_the_request_are_torchserves(self):
         answers = {b"good": lambda: ["fine"], b"memory": lambda: self._raise(torch.cuda.OutOfMemoryError(MEMORY))}
         answers[b"bad"] = lambda: self._raise(ValueError("bad"))

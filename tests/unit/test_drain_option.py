@@ -12,5 +12,5 @@ from ts_mps.errors import UsageError
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf"])
 def test_what_is_no_time_is_refused(verb, seconds, short_dir, monkeypatch):
     monkeypatch.setenv("TS_MPS_HOME", str(short_dir))
-    with pytest.raises(UsageError, match="takes a number of seconds from 0 on"):
+    with pytest.raises(UsageError, match="is not a number of seconds from 0 on"):
         verb([f"--drain-timeout={seconds}"])

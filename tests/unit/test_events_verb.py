@@ -19,8 +19,7 @@ from watching import UUID, instance
 from ts_mps import events
 from ts_mps.cli.events import line, since
 from ts_mps.cli.main import main
-from ts_mps.events import Event, record, turned_over
-from ts_mps.guardian.tail import followed
+from ts_mps.events import Event, followed, record, turned_over
 
 FAULT = Event("server-fault", "The server is in FAULT.", UUID, "bert", 7, "cuda-error-700", time=1_000_000.0)
 BACK = Event("recovered", "All workers are back.", UUID, seconds=4.25, time=1_000_010.0)

@@ -14,11 +14,16 @@ from watching import instance, state
 
 from ts_mps.events import Event, recorded
 from ts_mps.guardian import keeper as module
-from ts_mps.guardian.keeper import Keeper
+from ts_mps.guardian import takedown
+from ts_mps.guardian.keeper import FAILED_TURNS, Keeper
+from ts_mps.guardian.readiness import see
 from ts_mps.guardian.server import PAUSES, Ended
-from ts_mps.guardian.state import State, load_state, myself
+from ts_mps.guardian.state import GpuState, State, load_state
+from ts_mps.guardian.watch.act import TERMINATE_SECONDS
+from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, Slot
+from ts_mps.processes import ProcessId, myself
 from ts_mps.slots import claim
 
 PLAN = Plan((), (Slot(0, "m", "1.0", None),))
@@ -45,6 +50,7 @@ def keep(paths: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[object]
     """A keeper of an instance in this state, and its java."""
     made: list[Keeper] = []
     said: list[str] = []
+    signs: list[int] = []
     prepared = SimpleNamespace(
         home=Home(short_dir),
         paths=paths,
@@ -56,12 +62,15 @@ def keep(paths: InstancePaths, short_dir: Path, monkeypatch) -> Iterator[object]
     )
     monkeypatch.setattr(module, "scale_as_asked", lambda api, expected: True)
 
+    def told(event: Event) -> None:
+        said.append(event.text)
+
     def make(now: State) -> tuple[Keeper, Java]:
         java = Java()
-        made.append(Keeper(prepared, now, java, {}, said.append, lambda event: said.append(event.text)))  # type: ignore[arg-type]
+        made.append(Keeper(prepared, now, java, {}, said.append, told, lambda: signs.append(1)))  # type: ignore[arg-type]
         return made[-1], java
 
-    make.said = said
+    make.said, make.signs = said, signs
     yield make
     for one in made:
         one.close()
@@ -144,3 +153,64 @@ def test_a_repair_that_hangs_holds_a_stop_up_for_a_bounded_time(keep, short_dir,
     keeper.close()
     assert time.monotonic() - began < 5, "it has been waited for"
     go_on.set()
+
+
+def test_a_second_signal_ends_the_wait_for_a_repair(keep, short_dir):
+    keeper, _ = keep(state(short_dir, gpus=()))
+    go_on = threading.Event()
+    actor = keeper._watch._actor
+    actor._running["GPU-0"] = actor._pool.submit(go_on.wait, 30)
+    heard = iter([False, False, True])
+    began = time.monotonic()
+    keeper.close(lambda: next(heard))
+    assert time.monotonic() - began < 5 and next(heard, None) is None
+    go_on.set()
+
+
+def test_a_guardian_whose_turns_all_fail_gives_no_sign_of_life(keep, short_dir, monkeypatch):
+    keeper, _ = keep(state(short_dir, gpus=()))
+
+    def fails(**_):
+        raise RuntimeError("no /proc")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(keeper._watch, "turn", fails)
+        for _ in range(FAILED_TURNS - 1):
+            keeper.turn()
+        keeper.alive()
+        assert len(keep.signs) == 1, "that may pass"
+        keeper.turn()
+        keeper.alive()
+        assert len(keep.signs) == 1
+    keeper.turn()
+    keeper.alive()
+    assert len(keep.signs) == 2
+
+
+def test_signs_of_life_while_java_is_started_again(keep, short_dir, monkeypatch):
+    """Workers that stay, on many GPUs with daemons that hang, take longer than the watchdog waits."""
+    gpus = tuple(GpuState(index, f"GPU-{index}", "", pipe="/pipe") for index in range(4))
+    keeper, _ = keep(state(short_dir, gpus=gpus))
+    left = (ProcessId(4194999, 1), ProcessId(4194998, 1))
+    monkeypatch.setattr(takedown, "worker_processes", lambda home, paths: left)
+    monkeypatch.setattr(takedown, "wait_gone", lambda left, seconds, sleep: left)
+    slots = [SimpleNamespace(pid=4194999, slot=SimpleNamespace(gpu=gpu.uuid)) for gpu in gpus]
+    monkeypatch.setattr(takedown, "workers", lambda paths: slots)
+    asked = []
+    monkeypatch.setattr(takedown, "terminate_and_kill", lambda pipe, pids, timeout_s: asked.append((pids, timeout_s)))
+    monkeypatch.setattr(module.Server, "start", lambda prepared, pid_path, again: Java())
+    monkeypatch.setattr(module, "note_pid", lambda path, server: None)
+    keeper._start_again()
+    assert asked == [((4194999,), TERMINATE_SECONDS)] * 4
+    assert len(keep.signs) == 4, "before each"
+
+
+def test_a_clock_that_is_set_ends_nothing_and_frees_nothing(keep, paths, short_dir, monkeypatch):
+    hold_back(paths, {0: Hold("It crashed.", time.monotonic() + 300)})
+    keeper, _ = keep(state(short_dir, gpus=()))
+    keeper.turn()
+    for set_to in (time.time() + 3600, time.time() - 3600):
+        monkeypatch.setattr(time, "time", lambda now=set_to: now)
+        keeper.turn()
+        assert set(held_back(paths)) == {0} and events(paths) == []
+        assert see(paths).look == "fresh"

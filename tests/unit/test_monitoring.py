@@ -197,7 +197,10 @@ FAULTS: dict[str, tuple[dict[str, str], set[str]]] = {
         {"TsMpsLookStale"},
     ),
     "metrics are not collected": ({"ts_mps_collect_timestamp_seconds": "0x60"}, {"TsMpsMetricsStale"}),
-    "a daemon is gone": ({'ts_mps_daemon_state{gpu="0",state="gone"}': "1x60"}, {"TsMpsDaemonGone"}),
+    "a daemon is gone": (
+        {'ts_mps_daemon_state{gpu="0",state="gone"}': "1x60", 'ts_mps_gpu_clients{gpu="0"}': "0x60", ATTACHED: "0x60"},
+        {"TsMpsDaemonGone"},
+    ),
     "a server is in fault": ({'ts_mps_server_state{gpu="0",state="FAULT"}': "1x60"}, {"TsMpsServerFault"}),
     "a worker is not attached": ({ATTACHED: "1x60"}, {"TsMpsWorkerNotAttached"}),
     "not attached by a look that is stale": (

@@ -184,7 +184,7 @@ class TestNotReady:
             start.wait(StubApi(m=1), models("m"))
 
     def test_a_failure_of_an_earlier_start_does_not_count(self, start):
-        record_failure(start.paths, WorkerFailure(7, "m", None, "old", "", time=1000.0))
+        record_failure(start.paths, WorkerFailure(7, "m", None, "old", "", clock=-1000.0))
         start.claim()
         assert start.wait(StubApi(m=1), models("m"))
 

@@ -25,10 +25,10 @@ FULL = watched(
     recovery_seconds=(9.0, 4.5),
 )
 SLOT = Slot(0, "bert", "1.0", UUID, thread_percentage=50.0)
-WORKER = WorkerRecord(SLOT, True, 123, "ready", 1.0, got=Share(66, 50.0, 1536 * 2**20, 1, (0, 1)))
-FREE = WorkerRecord(replace(SLOT, number=1), True, 124, "ready", 1.0, got=Share(132, None, None, None, (2,)))
-LOADING = WorkerRecord(replace(SLOT, number=1), True, 125, "loading", 1.0)
-ON_CPU = WorkerRecord(PLAN.slots[2], True, 126, "ready", 1.0, got=Share(None, None, None, None, (3,)))
+WORKER = WorkerRecord(SLOT, True, 123, 1, "ready", 1.0, got=Share(66, 50.0, 1536 * 2**20, 1, (0, 1)))
+FREE = WorkerRecord(replace(SLOT, number=1), True, 124, 1, "ready", 1.0, got=Share(132, None, None, None, (2,)))
+LOADING = WorkerRecord(replace(SLOT, number=1), True, 125, 1, "loading", 1.0)
+ON_CPU = WorkerRecord(PLAN.slots[2], True, 126, 1, "ready", 1.0, got=Share(None, None, None, None, (3,)))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def collect(tmp_path):
     def once(look=FULL, living=(), java="10:1", now=None):
         if look is not None:
             # FULL was made when the tests began, and looks grow old.
-            (replace(look, at=time.time()) if look is FULL else look).save(paths)
+            (replace(look, clock=time.monotonic()) if look is FULL else look).save(paths)
         told = samples(
             paths,
             living,
@@ -148,10 +148,9 @@ def test_whether_the_guardian_lives_is_asked_and_not_believed(collect):
 @pytest.mark.parametrize("age", [11.0, -11.0], ids=["old", "of the future"])
 def test_a_stale_look_is_not_told_as_if_it_were_of_now(collect, age):
     collect(living=(WORKER,))
-    now = time.time()
-    found = collect(replace(FULL, at=now - age), living=(WORKER,), now=now)
+    found = collect(replace(FULL, at=5.0, clock=time.monotonic() - age), living=(WORKER,))
     assert found["ts_mps_look_fresh"] == {(): 0}
-    assert found["ts_mps_look_timestamp_seconds"] == {(): now - age}
+    assert found["ts_mps_look_timestamp_seconds"] == {(): 5.0}
     assert not LOOK_NAMES & set(found) and "ts_mps_faults_total" not in found
     # The workers' own files are as true as before.
     assert found["ts_mps_worker_info"] == {("bert", "0", "0", UUID, "123"): 1}
@@ -176,7 +175,7 @@ def test_a_worker_that_is_gone_becomes_zero_once(collect):
 
 def test_a_model_that_left_the_plan_becomes_zero_also_after_a_stale_look(collect):
     collect()
-    collect(replace(FULL, at=time.time() - 60))
+    collect(replace(FULL, clock=time.monotonic() - 60))
     found = collect(watched(models=bert()[1:]))
     assert found["ts_mps_workers_planned"] == {("tiny",): 1, ("bert",): 0}
 
@@ -207,16 +206,23 @@ def test_counters_are_told_as_their_growth(collect):
 def test_a_new_frontend_is_told_the_whole_total_so_that_the_counter_goes_on(collect):
     collect()
     assert collect()["ts_mps_java_restarts_total"] == {(): 1}
-    found = collect(replace(FULL, at=time.time(), java_restarts=2), java="11:5")
+    found = collect(replace(FULL, clock=time.monotonic(), java_restarts=2), java="11:5")
     assert found["ts_mps_java_restarts_total"] == {(): 2}
     assert found["ts_mps_worker_restarts_total"] == {("bert", "cuda-error-700"): 2}
     # The gauges of the old one are not the new one's.
     assert "ts_mps_worker_info" not in found
 
 
+def test_a_new_frontend_that_comes_while_the_look_is_stale_is_told_the_whole_total_after_it(collect):
+    collect(), collect()
+    stale = replace(FULL, clock=time.monotonic() - 60)
+    assert "ts_mps_java_restarts_total" not in collect(stale, java="11:5")
+    assert collect(java="11:5")["ts_mps_java_restarts_total"] == {(): 1}
+
+
 def test_counters_of_a_stale_look_catch_up(collect):
     collect(), collect()
-    collect(replace(FULL, at=time.time() - 60, java_restarts=9))
+    collect(replace(FULL, clock=time.monotonic() - 60, java_restarts=9))
     assert collect(watched(java_restarts=9))["ts_mps_java_restarts_total"] == {(): 8}
 
 

@@ -39,6 +39,15 @@ def test_they_come_in_the_order_of_their_coming(signals):
     assert signals.wait(5.0) == (signal.SIGINT, signal.SIGTERM)
 
 
+def test_the_second_one_hurries_and_that_stays_so(signals):
+    send(signal.SIGTERM)
+    assert signals.wait(5.0) and not signals.hurried()
+    send(signal.SIGHUP)
+    assert not signals.hurried()
+    send(signal.SIGINT)
+    assert signals.hurried() and signals.wait(5.0) and signals.hurried()
+
+
 def test_a_hang_up_asks_for_a_reload_and_ends_nothing(signals):
     send(signal.SIGHUP)
     assert signals.wait(5.0) == ()

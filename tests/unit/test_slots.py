@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ts_mps import slots
-from ts_mps.activity import Activity
+from ts_mps.activity import Activity, Attention
 from ts_mps.errors import PlanError
 from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
@@ -380,6 +381,46 @@ class TestActivity:
         first.release()
         assert busy(instance) == (), "one that died inside a batch is not busy"
 
+    def test_no_file_system_has_a_part_in_it(self, tmp_path):
+        page = Activity.create(tmp_path / "page")
+        page.begin()
+        assert (tmp_path / "page").is_symlink()
+        assert (tmp_path / "page").stat().st_nlink == 0, "in no folder of any file system"
+
+    def test_the_page_goes_with_its_worker(self, tmp_path):
+        code = (
+            "import sys, time; from pathlib import Path; from ts_mps.activity import Activity;"
+            "page = Activity.create(Path(sys.argv[1])); page.begin(); print('in', flush=True); time.sleep(60)"
+        )
+        path = tmp_path / "page"
+        worker = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+        assert worker.stdout is not None and worker.stdout.readline() == "in\n"
+        assert Activity.is_busy(path) and Activity.taken(path) == 1
+        worker.kill()
+        worker.communicate()
+        assert not Activity.is_busy(path) and Activity.taken(path) == 0
+        with pytest.raises(OSError, match="No such"):
+            Activity.ask(path, Attention.LISTEN)
+        Activity.create(path).begin()
+        assert Activity.is_busy(path), "its successor's"
+
+    def test_a_descriptor_of_a_stranger_is_no_page(self, tmp_path):
+        """The pid was given to another process, and the descriptor's number is a file or a pipe of its."""
+        precious = tmp_path / "precious"
+        precious.write_bytes(bytes(Activity._SIZE))
+        reader, writer = os.pipe()
+        with precious.open("r+b") as stream:
+            for number in (stream.fileno(), reader):
+                path = tmp_path / "page"
+                path.unlink(missing_ok=True)
+                path.symlink_to(f"/proc/{os.getpid()}/fd/{number}")
+                assert Activity.batch(path) is None
+                with pytest.raises(OSError, match="tale"):
+                    Activity.ask(path, Attention.REFUSE, 7)
+        os.close(reader)
+        os.close(writer)
+        assert precious.read_bytes() == bytes(Activity._SIZE)
+
     def test_another_process_sees_it_at_once(self, tmp_path):
         page = Activity.create(tmp_path / "page")
         page.begin()
@@ -398,7 +439,7 @@ class TestActivity:
 class TestHolds:
     def test_a_worker_is_refused_with_the_reason_and_takes_no_place_beyond_the_plan(self, home, instance):
         plan = make_plan(("m", "1.0", 0), ("m", "1.0", 0))
-        hold_back(instance, {0: Hold("It crashed again and again."), 1: Hold("It crashed.", time.time() + 500)})
+        hold_back(instance, {0: Hold("It crashed again and again."), 1: Hold("It crashed.", time.monotonic() + 500)})
         with pytest.raises(PlanError, match="places of model m are held back: It crashed again and again"):
             claim(home, instance, plan, "m", "1.0", on_gpu=True, grace=0.0)
         assert list(workers(instance)) == [] and seat_holders(home.gpu(GPUS[0])) == ()
@@ -428,10 +469,10 @@ class TestHolds:
 
     def test_a_short_hold_is_waited_for(self, home, instance):
         plan = make_plan(("m", "1.0", 0))
-        until = time.time() + 0.4
+        until = time.monotonic() + 0.4
         hold_back(instance, {0: Hold("a pause", until)})
         assert claim(home, instance, plan, "m", "1.0", on_gpu=True).record.slot.number == 0
-        assert time.time() >= until and held_back(instance) == {}
+        assert time.monotonic() >= until and held_back(instance) == {}
 
     def test_the_file_is_no_record(self, home, instance):
         hold_back(instance, {0: Hold("no", None)})

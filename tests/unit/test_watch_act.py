@@ -7,14 +7,20 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from support import eventually
+from watching import instance
 
+from ts_mps.events import recorded
 from ts_mps.guardian.watch import act
 from ts_mps.guardian.watch.act import Actor
 from ts_mps.guardian.watch.memory import EndProcesses, LearnTimeout, ReviveModel, ScaleModel
+from ts_mps.guardian.watch.watch import Watch
+from ts_mps.holds import Hold, at_rest, hold_back
+from ts_mps.paths import Home
+from ts_mps.plan.model import Plan, Slot
 from ts_mps.processes import ProcessId
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
 from ts_mps.torchserve.client import ApiError
@@ -57,9 +63,9 @@ def actor(monkeypatch) -> Iterator[object]:
         one.close(10.0)
 
 
-def settle(actor: Actor) -> tuple[tuple[str, str], ...]:
+def settle(actor: Actor) -> dict[str, str]:
     assert eventually(lambda: not actor._running or all(future.done() for future in actor._running.values()))
-    return actor.failures()
+    return actor.finished()
 
 
 def test_a_model_is_scaled_once_torchserve_answers(actor):
@@ -67,7 +73,7 @@ def test_a_model_is_scaled_once_torchserve_answers(actor):
     repair = actor(api)
     repair.start([ScaleModel("bert", "2.0", 0)])
     assert repair.busy == {"bert"}
-    assert settle(repair) == () and repair.busy == frozenset()
+    assert settle(repair) == {"bert": ""} and repair.busy == frozenset()
     assert api.scaled == [("bert", "2.0", 0)] and api.asked == 4
 
 
@@ -75,8 +81,8 @@ def test_a_model_that_torchserve_does_not_know_is_not_asked_for_again(actor):
     api = Management(silent=100, status=404)
     repair = actor(api)
     repair.start([ScaleModel("bert", "", 2)])
-    ((about, why),) = settle(repair)
-    assert (about, why, api.asked, api.scaled) == ("bert", "TorchServe does not answer.", 1, [])
+    assert settle(repair) == {"bert": "TorchServe does not answer."}
+    assert (api.asked, api.scaled) == (1, [])
 
 
 def test_what_is_done_stays_busy_until_its_failure_has_been_heard(actor):
@@ -84,8 +90,8 @@ def test_what_is_done_stays_busy_until_its_failure_has_been_heard(actor):
     repair.start([LearnTimeout("bert")])
     assert eventually(lambda: repair._running["bert"].done())
     assert repair.busy == {"bert"}, "a second action would hide the failure of the first"
-    assert [about for about, _ in repair.failures()] == ["bert"]
-    assert repair.busy == frozenset() and repair.failures() == ()
+    assert repair.finished() == {"bert": "TorchServe does not answer."}
+    assert repair.busy == frozenset() and repair.finished() == {}
 
 
 def test_one_model_does_not_wait_for_another(actor):
@@ -97,20 +103,20 @@ def test_one_model_does_not_wait_for_another(actor):
     repair.start([ReviveModel("bert", "1.0", 4, 1), EndProcesses("GPU-0", (process,))])
     assert child.wait(10) == -signal.SIGKILL, "while the other still waits for TorchServe"
     gate.set()
-    assert settle(repair) == ()
+    assert settle(repair) == {"bert": "", "GPU-0": ""}
     assert api.scaled == [("bert", "1.0", 6)], "three that live or gave up, and three more"
 
 
 def test_timeouts_are_learnt(actor):
     repair = actor(Management(silent=1))
     repair.start([LearnTimeout("bert")])
-    assert settle(repair) == () and repair.timeouts == {"bert": 20.0}
+    assert settle(repair) == {"bert": ""} and repair.timeouts == {"bert": 20.0}
 
 
 def test_a_process_that_has_gone_is_not_mistaken_for_its_successor(actor):
     repair = actor(Management())
     repair.start([EndProcesses("GPU-0", (ProcessId(os.getpid(), 1),))])
-    assert settle(repair) == ()
+    assert settle(repair) == {"GPU-0": ""}
 
 
 def test_the_end_does_not_wait_for_a_torchserve_that_does_not_answer(actor, monkeypatch):
@@ -136,11 +142,54 @@ def test_one_that_is_not_ours_to_end_does_not_save_the_others(actor, monkeypatch
         monkeypatch.setattr(os, "kill", refuse)
         repair = actor(Management())
         repair.start([EndProcesses("GPU-0", processes)])
-        ((about, why),) = settle(repair)
+        why = settle(repair)["GPU-0"]
         assert own.wait(10) == -signal.SIGKILL and foreign.poll() is None
-        assert about == "GPU-0" and f"The processes {foreign.pid} on GPU GPU-0 cannot be ended" in why
+        assert f"The processes {foreign.pid} on GPU GPU-0 cannot be ended" in why
     finally:
         monkeypatch.undo()
         for one in (foreign, own):
             one.kill()
             one.wait()
+
+
+def test_a_repair_that_fails_again_and_again_is_told_once_for_each_reason(short_dir, monkeypatch):
+    home = Home(short_dir)
+    paths = home.instance("default")
+    paths.slots.mkdir(parents=True)
+    watch = Watch(home, paths, Plan((), ()), {}, Management(), lambda event: None)
+    outcomes = [{"GPU-0": why} for why in ("gone", "gone", "locked", "gone", "", "gone")] + [{}, {"GPU-0": "gone"}]
+    for outcome in outcomes:
+        monkeypatch.setattr(watch._actor, "finished", lambda outcome=outcome: outcome)
+        watch.turn(java=False, java_restarts=0)
+    watch.close(1.0)
+    told = [event.text.rpartition(" ")[2] for event in recorded(paths) if event.kind == "repair-failed"]
+    assert told == ["gone", "locked", "gone", "gone"], "after a success the same is news again"
+
+
+def test_a_model_at_rest_is_woken_by_the_next_guardian(short_dir):
+    plan = Plan((), (Slot(0, "bert", "1.0", None),))
+    home, paths, api = Home(short_dir), instance(short_dir, plan), Management()
+
+    def watch(until: Callable[[], bool]) -> None:
+        guardian = Watch(home, paths, plan, {}, api, lambda event: None)
+        assert eventually(lambda: guardian.turn(java=True, java_restarts=0) and until())
+        guardian.close(10.0)
+
+    hold_back(paths, {0: Hold("It crashed again and again.", time.monotonic() + 600)})
+    watch(lambda: api.scaled == [("bert", "1.0", 0)])
+    assert at_rest(paths) == {("bert", "1.0")}
+    hold_back(paths, {})  # its time is over while nobody watches
+    watch(lambda: not at_rest(paths))
+    assert api.scaled == [("bert", "1.0", 0), ("bert", "1.0", 1)]
+
+
+def test_of_an_order_without_an_answer_nobody_knows_whether_it_was_taken(actor, monkeypatch):
+    api = Management()
+    repair = actor(api)
+    repair.start([ScaleModel("bert", "1.0", 2)])
+    settle(repair)
+    assert repair.scaled == {("bert", "1.0"): 2}
+    monkeypatch.setattr(api, "scale", lambda *_: (_ for _ in ()).throw(ApiError("No answer within 20 s.")))
+    repair.start([ScaleModel("bert", "1.0", 0)])
+    settle(repair)
+    assert repair.scaled == {}

@@ -15,8 +15,17 @@ from ts_mps.guardian.watch.case import AGAIN
 from ts_mps.guardian.watch.crashes import QUIET
 from ts_mps.guardian.watch.faults import GIVE_UP
 from ts_mps.guardian.watch.judge import judge
-from ts_mps.guardian.watch.memory import EndProcesses, Fault, Memory, RestoreDaemon, ReviveModel, ScaleModel
-from ts_mps.guardian.watch.places import GIVEN_UP
+from ts_mps.guardian.watch.memory import (
+    Ended,
+    EndProcesses,
+    Fault,
+    LearnTimeout,
+    Memory,
+    RestoreDaemon,
+    ReviveModel,
+    ScaleModel,
+)
+from ts_mps.guardian.watch.places import GIVEN_UP, WAKE_AGAIN
 from ts_mps.guardian.watch.seen import Seen, WorkerSeen
 from ts_mps.processes import ProcessId
 
@@ -171,6 +180,14 @@ def test_a_process_that_outlives_its_end_is_killed_again_past_mps():
     assert world.memory.counts == {"worker-hung GPU-1": 1}, "it is told once"
 
 
+def test_those_who_outlive_their_end_are_killed_together_so_that_one_refusal_saves_nobody():
+    world = World()
+    left = [world.workers[3].process, world.workers[4].process]
+    ended = {process: Ended("server-fault", "GPU-1", world.now - AGAIN) for process in left}
+    judgement = judge(replace(world.memory, ended=ended), world.seen(), world.now)
+    assert judgement.actions == (EndProcesses("GPU-1", tuple(left), through_mps=False),)
+
+
 def test_one_late_answer_is_no_hung_daemon():
     world = World()
     world.gpus["GPU-0"].daemon = "silent"
@@ -277,6 +294,58 @@ def test_a_model_without_a_place_is_not_asked_for_any_more():
     assert world.as_planned and not world.asleep
 
 
+def asleep() -> World:
+    """A world whose model "rank" crashed until its only place was held back, and then not again."""
+    world = World()
+    for _ in range(5):
+        if 2 in world.workers:
+            world.kill(2)
+        world.tick(8)
+    assert world.asleep == {"rank"} and world.memory.parked
+    return world
+
+
+def test_what_a_guardian_put_to_rest_the_next_one_wakes():
+    world = asleep()
+    # Its guardian dies; the hold is over when the next one comes, which knows only what is on disk.
+    world.memory = Memory(parked=world.memory.parked)
+    world.scaled.clear()
+    world.tick(10)
+    assert world.as_planned and not world.asleep and not world.memory.parked
+
+
+def test_a_model_that_could_not_be_woken_is_tried_again():
+    world = asleep()
+    world.deaf = True
+    world.tick(int(QUIET) + 20)
+    assert not world.memory.holds and world.asleep == {"rank"} and world.memory.parked
+    world.deaf = False
+    world.tick(int(WAKE_AGAIN) + 10)
+    assert world.as_planned and not world.memory.parked
+
+
+def test_a_timeout_is_learnt_anew_once_all_workers_are_others():
+    world = World()
+
+    def learnt() -> list[str]:
+        asked = []
+        for _ in range(10):
+            world.now += 1
+            judgement = judge(world.memory, world.seen(), world.now)
+            world.memory, world.ask = judgement.memory, judgement.ask
+            asked += [action.model for action in judgement.actions if isinstance(action, LearnTimeout)]
+            world.torchserve()
+        return asked
+
+    assert learnt() == [], "the world has been looked at when it was made"
+    for slot in (0, 1, 3):
+        world.kill(slot)
+    assert learnt() == [], "one of bert's four is who it was"
+    world.kill(4)
+    assert learnt() == ["bert"]
+    assert learnt() == []
+
+
 def test_one_that_comes_and_goes_between_two_looks_is_counted():
     world = World()
     world.kill(2)
@@ -349,7 +418,7 @@ def test_a_second_fault_before_the_first_is_made_good_strikes_nobody_innocent():
 def test_what_is_no_fault_of_the_server_counts_for_each(cause, apart, daemon):
     world = World()
     two = [world.workers[slot] for slot in (0, 2)]
-    told = tuple(replace(_said(world, w), cause=cause, time=world.now + apart * n) for n, w in enumerate(two))
+    told = tuple(replace(_said(world, w), cause=cause, clock=world.now + apart * n) for n, w in enumerate(two))
     for worker in two:
         world.kill(worker.place.slot)
     seen = world.seen()
@@ -361,13 +430,13 @@ def test_what_is_no_fault_of_the_server_counts_for_each(cause, apart, daemon):
 
 
 def _said(world: World, worker) -> Event:
-    return Event("worker-fault", "", "GPU-0", worker.place.model, worker.process.pid, "cuda-error-700", time=world.now)
+    return Event("worker-fault", "", "GPU-0", worker.place.model, worker.process.pid, "cuda-error-700", clock=world.now)
 
 
 def test_what_a_worker_says_of_its_end_is_the_cause():
     world = World()
     worker = world.workers[3]
-    world.told = [Event("worker-fault", "", "GPU-1", "bert", worker.process.pid, "cuda-error-710", time=world.now)]
+    world.told = [Event("worker-fault", "", "GPU-1", "bert", worker.process.pid, "cuda-error-710", clock=world.now)]
     world.kill(3)
     world.tick(6)
     assert world.memory.restarts == {"bert": {"cuda-error-710": 1}}

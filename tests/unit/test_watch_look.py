@@ -14,19 +14,21 @@ from support import eventually, simulated_gpu
 
 from ts_mps import events
 from ts_mps.errors import MpsError
-from ts_mps.events import Event, record
+from ts_mps.events import Event, Tail, record
+from ts_mps.files import read_json, write_json
 from ts_mps.gpu.presence import Presence, why_lost
 from ts_mps.guardian.watch.judge import judge
 from ts_mps.guardian.watch.look import ASK_EVERY, Looker
-from ts_mps.guardian.watch.memory import Memory
+from ts_mps.guardian.watch.memory import Fault, Memory
+from ts_mps.guardian.watch.seen import GpuSeen, Place, Seen, WorkerSeen
 from ts_mps.guardian.watch.show import watched
-from ts_mps.guardian.watch.tail import Tail
 from ts_mps.guardian.watched import load_watched
 from ts_mps.holds import Hold
 from ts_mps.mps import daemon as daemons
 from ts_mps.mps.control import Control
 from ts_mps.paths import Home
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
+from ts_mps.processes import ProcessId, myself
 from ts_mps.slots import claim
 
 UUID = str(simulated_gpu()["uuid"])
@@ -63,7 +65,7 @@ def test_a_daemon_is_asked_now_and_then_and_at_once_on_a_hint(home, running, mon
     asked = []
     servers = Control.servers
     monkeypatch.setattr(Control, "servers", lambda self: asked.append(1) or servers(self))
-    now = time.time()
+    now = time.monotonic()
     look = looker(home, running, now)
     first = look.look(java=True, now=now)
     assert len(asked) == 1 and first.gpus[0].answers and first.gpus[0].server == "ACTIVE"
@@ -101,7 +103,7 @@ def test_a_fault_shows_with_the_clients_that_nobody_else_ends(home, running):
     for pid in (os.getpid(), child.pid, 1):
         (clients / str(pid)).touch()
     (running.pipe / "sim-fault").write_text(str(child.pid))
-    now = time.time()
+    now = time.monotonic()
     gpu = looker(home, running, now).look(java=True, now=now).gpus[0]
     assert gpu.server == "FAULT" and {os.getpid(), child.pid} <= gpu.clients
     assert [process.pid for process in gpu.strangers] == [child.pid]
@@ -113,7 +115,7 @@ def test_a_fault_shows_with_the_clients_that_nobody_else_ends(home, running):
 
 
 def test_a_dead_daemon_is_seen_without_asking(home, running):
-    now = time.time()
+    now = time.monotonic()
     look = looker(home, running, now)
     assert look.look(java=True, now=now).gpus[0].daemon == "running"
     os.kill(running.daemon.pid, 9)
@@ -131,7 +133,7 @@ def test_a_lost_gpu(home, running, short_dir, monkeypatch):
     (short_dir / "lost").write_text(UUID)
     assert "Xid 79" in why_lost(UUID)
     assert "does not list it" in why_lost("GPU-of-another-machine")
-    now = time.time()
+    now = time.monotonic()
     assert "Xid 79" in looker(home, running, now).look(java=True, now=now).gpus[0].lost
     monkeypatch.setenv("SIM_GPUS", "driver not loaded")
     assert why_lost(UUID) == "the driver is not loaded"
@@ -154,12 +156,11 @@ def test_a_driver_that_does_not_return_holds_nobody_up():
     assert eventually(lambda: presence.why_lost("stuck") == "stuck is lost")
 
 
-def test_news_from_workers_alone_and_each_once(home):
+def test_news_from_now_on_and_each_once(home):
     paths = home.instance("default")
     record(paths, Event("worker-fault", "before"))
-    tail = Tail(paths)
-    assert tail.news() == ()
-    record(paths, Event("recovered", "of the guardian's own"))
+    tail = Tail(paths, kept=False)
+    assert list(tail.news()) == []
     record(paths, Event("worker-fault", "new", pid=7))
     with paths.events.open("a") as stream:
         stream.write('{"kind": "worker-fault", "text": "half a li')
@@ -167,27 +168,65 @@ def test_news_from_workers_alone_and_each_once(home):
     with paths.events.open("a") as stream:
         stream.write('ne"}\nno JSON\n')
     assert [event.text for event in tail.news()] == ["half a line"]
-    assert tail.news() == ()
-    paths.events.replace(paths.events.with_suffix(".old"))
-    assert tail.news() == ()
+    assert list(tail.news()) == []
+    record(paths, Event("worker-fault", "just before the turn-over"))
+    paths.events.replace(events.turned_over(paths.events))
     record(paths, Event("worker-fault", "after the turn-over"))
-    assert [event.text for event in tail.news()] == ["after the turn-over"]
+    assert [event.text for event in tail.news()] == ["just before the turn-over", "after the turn-over"]
+    assert list(tail.news()) == []
+
+
+def test_a_pid_used_again_is_not_the_worker(home):
+    paths = home.instance("default")
+    held = claim(home, paths, plan(home), "m", "1.0", on_gpu=False)
+    look = Looker(home, paths, plan(home), {}, time.monotonic())
+    (worker,) = look.look(java=True, now=1.0).workers
+    assert worker.process == myself()
+    held.release()
+    record_file = paths.slots / "000.json"
+    value = read_json(record_file)
+    write_json(record_file, {**value, "started": value["started"] - 1})
+    (gone,) = look.look(java=True, now=2.0).departed
+    assert gone.process == ProcessId(os.getpid(), myself().started - 1), "although its pid lives"
 
 
 def test_what_is_shown_is_what_was_seen_and_remembered(home, running):
     instance = home.instance("default")
-    now = time.time()
+    now = time.monotonic()
     look = looker(home, running, now)
     seen = look.look(java=True, now=now)
     memory = Memory(holds={0: Hold("It crashed.")}, restarts={"m": {"died": 2}}, counts={f"server-fault {UUID}": 1})
-    watched(memory, seen, now=now, java_restarts=3, took=0.01).save(instance)
+    watched(memory, seen, java_restarts=3, took=0.01).save(instance)
     shown = load_watched(instance)
-    assert shown is not None and shown.java and shown.java_restarts == 3 and shown.at == now
+    assert shown is not None and shown.java and shown.java_restarts == 3 and now <= shown.clock <= time.monotonic()
     assert (shown.gpus[0].daemon, shown.gpus[0].server, shown.gpus[0].cap) == ("running", "ACTIVE", 48)
     (model,) = shown.models
     assert (model.planned, model.ready, model.attached) == (1, 0, 0)
     assert model.held == {"It crashed.": 1} and model.restarts == {"died": 2}
     assert shown.faults == {f"server-fault {UUID}": 1}
+
+
+@pytest.mark.parametrize(
+    ("daemon", "fault", "lost", "attached"),
+    [
+        ("running", None, "", 1),
+        ("adopted", None, "", 1),
+        ("silent", None, "", 1),
+        ("silent", "daemon-hung", "", 0),
+        ("gone", "daemon-gone", "", 0),
+        ("running", "gpu-lost", "It fell off the bus.", 0),
+        ("off", None, "", 2),
+    ],
+)
+def test_nobody_is_shown_as_a_client_of_a_daemon_that_says_nothing(daemon, fault, lost, attached):
+    """Its last list is of before the fault, when all were attached."""
+    gpu = GpuSeen(UUID, 0, daemon, server="ACTIVE", clients=frozenset({10, 99}), cap=48, lost=lost)
+    workers = tuple(WorkerSeen(ProcessId(10 + n, 1), n, "m", "1.0", True, UUID, True) for n in range(2))
+    seen = Seen(True, (gpu,), workers, tuple(Place(n, "m", "1.0", UUID) for n in range(2)))
+    memory = Memory(faults={UUID: Fault(fault, 1.0)} if fault else {})
+    shown = watched(memory, seen, java_restarts=0, took=0.0)
+    assert (shown.models[0].ready, shown.models[0].attached) == (2, attached)
+    assert daemon == "off" or shown.gpus[0].clients == (2 if attached else 0)
 
 
 WORKERS = """
@@ -201,7 +240,7 @@ gpu = PlannedGpu(0, sys.argv[2], "NVIDIA H200", 48, "/pipe")
 plan = Plan((gpu,), tuple(Slot(n, "m", "1.0", gpu.uuid) for n in range(48)))
 held = [claim(home, home.instance("default"), plan, "m", "1.0", on_gpu=True) for _ in plan.slots]
 for one in held:
-    one.ready(Proof(1, time.time()))
+    one.ready(Proof(1, time.monotonic()))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -213,7 +252,7 @@ def test_a_look_at_48_workers_costs_less_than_one_percent_of_a_core(home):
     command = [sys.executable, "-c", WORKERS, str(home.root), UUID]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "ready\n"
-    now = time.time()
+    now = time.monotonic()
     look, memory = Looker(home, paths, plan(home, 48), {}, now), Memory()
     turns = 30
     for turn in range(turns + 2):
@@ -221,7 +260,7 @@ def test_a_look_at_48_workers_costs_less_than_one_percent_of_a_core(home):
             began = time.process_time()
         seen = look.look(java=True, now=now + turn * 0.01)
         memory = judge(memory, seen, now + turn).memory
-        watched(memory, seen, now=now, java_restarts=0, took=0.0).save(paths)
+        watched(memory, seen, java_restarts=0, took=0.0).save(paths)
     spent = (time.process_time() - began) / turns
     holder.communicate()
     assert len(seen.workers) == 48
@@ -233,7 +272,7 @@ def test_without_a_control_program_or_a_process_to_be_had_the_look_goes_on(home,
     def fail(*arguments, **options):
         raise error
 
-    now = time.time()
+    now = time.monotonic()
     look = looker(home, running, now)
     with monkeypatch.context() as patched:
         patched.setattr("ts_mps.guardian.watch.look.Control", fail)
@@ -246,7 +285,7 @@ def test_news_after_the_file_was_cut_short(home):
     paths = home.instance("default")
     for number in range(3):
         record(paths, Event("worker-fault", "", model="m", pid=number))
-    tail = Tail(paths)
+    tail = Tail(paths, kept=False)
     os.truncate(paths.events, 0)
     record(paths, Event("worker-fault", "", model="m", pid=9))
     assert [event.pid for event in tail.news()] == [9]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.ready import Expected
-from ts_mps.guardian.server import PAUSES, WITHIN, Server, pause, scale_as_asked
+from ts_mps.guardian.server import ENDING, PAUSES, WITHIN, Server, pause, scale_as_asked
 from ts_mps.processes import ProcessId
 from ts_mps.torchserve.api import ModelStatus
 
@@ -50,6 +51,36 @@ def test_of_one_that_is_no_child_the_pid_file_says_whether_it_was_told(tmp_path:
     file.unlink()
     ended = server.ended()
     assert ended is not None and ended.told
+
+
+def died(server: Server, process: subprocess.Popen[bytes]) -> bool:
+    """Whether it counts as told to end when it dies."""
+    assert server.ended() is None
+    process.kill()
+    process.wait()
+    ended = server.ended()
+    assert ended is not None
+    return ended.told
+
+
+def test_whose_pid_file_was_missing_at_the_take_over_was_not_told_to_end(tmp_path: Path) -> None:
+    process = child("sleep 60")
+    assert not died(Server(ProcessId.of(process.pid), None, tmp_path / "pid"), process)
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(ENDING - 30, True), (ENDING + 1, False)])
+def test_who_lives_on_without_a_pid_file_was_not_told_to_end(tmp_path: Path, monkeypatch, seconds, told) -> None:
+    """`torchserve --stop` removes it while java still ends; systemd-tmpfiles does when it is ten days old."""
+    process = child("sleep 60")
+    file = tmp_path / "pid"
+    file.touch()
+    server = Server(ProcessId.of(process.pid), None, file)
+    assert server.ended() is None
+    file.unlink()
+    assert server.ended() is None
+    now = time.monotonic()
+    monkeypatch.setattr("ts_mps.guardian.server.time.monotonic", lambda: now + seconds)
+    assert died(server, process) == told
 
 
 def test_pauses_grow_and_end() -> None:

@@ -370,7 +370,7 @@ class TestActivity:
 class TestFailures:
     def test_the_newest_are_kept_oldest_first(self, instance):
         for number in range(KEPT + 5):
-            record_failure(instance, WorkerFailure(number, "m", None, "what", "", time=1000.0 + number))
+            record_failure(instance, WorkerFailure(number, "m", None, "what", "", clock=1000.0 + number))
         kept = failures(instance)
         assert [failure.pid for failure in kept] == list(range(5, KEPT + 5))
         assert [failure.pid for failure in failures(instance, since=1000.0 + KEPT + 4)] == [KEPT + 4]

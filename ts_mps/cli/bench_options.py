@@ -17,7 +17,7 @@ from ts_mps.cli.numbers import (
     whole_number,
     whole_numbers,
 )
-from ts_mps.cli.options import VerbParser
+from ts_mps.cli.options import VerbParser, add_payload
 from ts_mps.cli.output import file_option
 
 #: Bounds that only a slip of the pen reaches.
@@ -53,16 +53,7 @@ def _what(options: argparse.ArgumentParser) -> None:
         help="a workload of benchmarks/workloads (text, text-tiny for a CPU, ...), in place of your own",
     )
     add("--archive", metavar="ARCHIVE", type=file_option, help="your model: a .mar, a .tar.gz, or a folder")
-    add(
-        "--payload",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        help="what clients send as the body of a request: files, or folders of files; they are sent in turn",
-    )
-    add("--content-type", metavar="T", help="their Content-Type (default: application/json for .json, else none)")
+    add_payload(add, ": files, or folders of files; they are sent in turn")
     add(
         "--check",
         choices=("status", "reference"),

@@ -14,8 +14,7 @@ from datetime import datetime
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import note
 from ts_mps.errors import NotRunningError
-from ts_mps.events import Event, recorded
-from ts_mps.guardian.tail import followed
+from ts_mps.events import Event, followed, recorded
 
 #: Seconds between two looks for new events.
 FOLLOW_EVERY = 0.5

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NoReturn
 
 from ts_mps.errors import UsageError
@@ -38,6 +39,20 @@ def instance_parser(verb: str, description: str, environ: Mapping[str, str] = os
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
+
+
+def add_payload(add: Callable[..., argparse.Action], files: str) -> None:
+    """``--payload`` and ``--content-type``; ``files``: which files it takes and how they are sent, in a few words."""
+    add(
+        "--payload",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        help=f"what clients send as the body of a request{files}",
+    )
+    add("--content-type", metavar="T", help="their Content-Type (default: application/json for .json, else none)")
 
 
 def home_of(arguments: argparse.Namespace) -> Home:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from ts_mps.cli.numbers import MOST_BATCH, from_zero, percentages, positive, whole_number, whole_numbers, worker_numbers
-from ts_mps.cli.options import VerbParser
+from ts_mps.cli.options import VerbParser, add_payload
 from ts_mps.cli.output import file_option
 
 #: Bounds that only a slip of the pen reaches.
@@ -26,16 +25,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = options.add_argument
     add("archive", metavar="ARCHIVE", help="a .mar, a .tar.gz, or a folder")
-    add(
-        "--payload",
-        metavar="FILE",
-        nargs="+",
-        action="extend",
-        type=Path,
-        default=[],
-        help="what clients send as the body of a request; several files are sent in turn",
-    )
-    add("--content-type", metavar="T", help="their Content-Type (default: application/json for .json, else none)")
+    add_payload(add, "; several files are sent in turn")
     add(
         "--batch-sizes",
         metavar="N,N",

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 from ts_mps.cli.changing import change_instance
 from ts_mps.cli.options import home_of, instance_parser
-from ts_mps.cli.render import print_json, progress, show, status_text
-from ts_mps.cli.stop import check_drain
-from ts_mps.errors import NotReadyError, TsMpsError, UsageError
+from ts_mps.cli.render import progress
+from ts_mps.cli.status import show_started
+from ts_mps.cli.stop import add_drain_option, stop_wholly
+from ts_mps.errors import UsageError
 from ts_mps.guardian.again import command_of, start_again
 from ts_mps.guardian.change.exchange import Change
-from ts_mps.guardian.status import look
-from ts_mps.guardian.stop import stop
 from ts_mps.paths import Home
 
 
@@ -28,19 +27,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "model", metavar="MODEL", nargs="?", default="", help="with --rolling: this model only (NAME or NAME/VERSION)"
     )
-    options.add_argument(
-        "--drain-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="without --rolling: seconds that requests in flight get (default: what its start said)",
-    )
+    add_drain_option(options, "without --rolling: ")
     return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     parsed = parser().parse_args(arguments)
-    check_drain(parsed.drain_timeout)
     home = home_of(parsed)
     if parsed.rolling:
         if parsed.drain_timeout is not None:
@@ -54,17 +47,9 @@ def main(arguments: Sequence[str]) -> int:
 def _restart_whole(home: Home, name: str, drain: float | None, *, as_json: bool) -> int:
     paths = home.instance(name)
     command = command_of(paths)  # before the stop: it is known as long as the guardian lives
-    result = stop(home, paths, drain, progress())
-    if result.left:
-        raise TsMpsError(f"Instance {name} was stopped, but not everything is gone.", details="\n".join(result.left))
+    stop_wholly(home, name, drain, progress())
     code = start_again(command)
     if code:
         return code
-    status = look(paths)
-    if status is None:
-        raise NotReadyError(f"The state file {paths.state} is gone.")
-    if as_json:
-        print_json(status.as_json())
-    else:
-        show(status_text(status))
+    show_started(paths, as_json=as_json)
     return 0

@@ -10,15 +10,14 @@ from pathlib import Path
 
 from ts.version import __version__ as torchserve_version
 
-from ts_mps.cli.render import note, print_json, progress, show, status_text
+from ts_mps.cli.render import note, progress
+from ts_mps.cli.status import show_started
 from ts_mps.cli.stop import stop_instance
-from ts_mps.errors import NotReadyError
 from ts_mps.events import Event
 from ts_mps.guardian import background
 from ts_mps.guardian.log import Log
 from ts_mps.guardian.loop import Guardian
 from ts_mps.guardian.prepare import Prepared, prepare
-from ts_mps.guardian.status import look
 from ts_mps.guardian.takeover import take_over
 from ts_mps.paths import resolve_home
 from ts_mps.torchserve.arguments import help_parser, parse
@@ -45,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
         note(sentence)
     if parsed.foreground:
         report = progress()
-        return Guardian(prepared, report, teller(report)).run(lambda: announce(prepared))
+        return Guardian(prepared, report, teller(report)).run(lambda: _announce(prepared))
     code = background.start(prepared, progress())
     if code == 0:
-        announce(prepared)
+        _announce(prepared)
     return code
 
 
@@ -59,16 +58,5 @@ def teller(report: Callable[[str], None]) -> Callable[[Event], None]:
     return Log().event
 
 
-def announce(prepared: Prepared) -> None:
-    """Print what is running now.
-
-    Raises:
-        NotReadyError: It is already gone again.
-    """
-    status = look(prepared.paths)
-    if status is None:
-        raise NotReadyError(f"The state file {prepared.paths.state} is gone.")
-    if prepared.arguments.json:
-        print_json(status.as_json())
-    else:
-        show(status_text(status))
+def _announce(prepared: Prepared) -> None:
+    show_started(prepared.paths, as_json=prepared.arguments.json)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, show, status_text
-from ts_mps.errors import NotRunningError, UsageError
+from ts_mps.errors import NotReadyError, NotRunningError, UsageError
 from ts_mps.guardian import readiness
+from ts_mps.guardian.instance import Status
 from ts_mps.guardian.state import load_state
 from ts_mps.paths import Home, InstancePaths
 
@@ -58,11 +59,29 @@ def main(arguments: Sequence[str]) -> int:
     status = look(paths)
     if status is None:
         raise _unknown(home, paths)
-    if parsed.json:
+    _print(status, as_json=parsed.json)
+    return 0 if status.as_planned else NotRunningError.exit_code
+
+
+def show_started(paths: InstancePaths, *, as_json: bool) -> None:
+    """Print what a start has brought up.
+
+    Raises:
+        NotReadyError: It is already gone again.
+    """
+    from ts_mps.guardian.status import look  # as above
+
+    status = look(paths)
+    if status is None:
+        raise NotReadyError(f"The state file {paths.state} is gone.")
+    _print(status, as_json=as_json)
+
+
+def _print(status: Status, *, as_json: bool) -> None:
+    if as_json:
         print_json(status.as_json())
     else:
         show(status_text(status))
-    return 0 if status.as_planned else NotRunningError.exit_code
 
 
 def _unknown(home: Home, paths: InstancePaths) -> NotRunningError:

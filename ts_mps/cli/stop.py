@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from ts_mps.cli.options import home_of, instance_parser
 from ts_mps.cli.render import print_json, progress, show
-from ts_mps.errors import TsMpsError, UsageError
+from ts_mps.errors import TsMpsError
 from ts_mps.guardian.instance import RESULT_VERSION
-from ts_mps.guardian.stop import stop
+from ts_mps.guardian.stop import StopResult, stop
 from ts_mps.paths import Home
+from ts_mps.torchserve.options import seconds
 
 
 def parser() -> argparse.ArgumentParser:
     """The verb's options."""
     options = instance_parser("stop", "Stop an instance. Asking twice does no harm; a killed guardian's work is done.")
+    add_drain_option(options)
+    return options
+
+
+def add_drain_option(options: argparse.ArgumentParser, where: str = "") -> None:
+    """``--drain-timeout``; ``where``: when it counts, in a few words before its help."""
     options.add_argument(
         "--drain-timeout",
-        type=float,
+        type=seconds(0),
         metavar="SECONDS",
-        help="seconds that requests in flight get (default: what its start said)",
+        help=f"{where}seconds that requests in flight get (default: what its start said)",
     )
-    return options
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     parsed = parser().parse_args(arguments)
-    check_drain(parsed.drain_timeout)
     return stop_instance(home_of(parsed), parsed.name, parsed.drain_timeout, parsed.json)
-
-
-def check_drain(seconds: float | None) -> None:
-    """Make sure that ``--drain-timeout`` is a time: a drain until infinity, or until NaN, never ends.
-
-    Raises:
-        UsageError: It is none.
-    """
-    if seconds is not None and not 0 <= seconds < float("inf"):
-        raise UsageError(f"--drain-timeout is '{seconds}', and it takes a number of seconds from 0 on.")
 
 
 def stop_instance(home: Home, name: str, drain: float | None, as_json: bool, *, quiet: bool = False) -> int:
@@ -49,9 +44,7 @@ def stop_instance(home: Home, name: str, drain: float | None, as_json: bool, *, 
     Raises:
         TsMpsError: Something is left.
     """
-    result = stop(home, home.instance(name), drain, (lambda text: None) if quiet else progress())
-    if result.left:
-        raise TsMpsError(f"Instance {name} was stopped, but not everything is gone.", details="\n".join(result.left))
+    result = stop_wholly(home, name, drain, (lambda text: None) if quiet else progress())
     if quiet:
         return 0
     if as_json:
@@ -61,3 +54,15 @@ def stop_instance(home: Home, name: str, drain: float | None, as_json: bool, *, 
     else:
         show(f"Instance {name} is not running.")
     return 0
+
+
+def stop_wholly(home: Home, name: str, drain: float | None, report: Callable[[str], None]) -> StopResult:
+    """Stop and make sure that nothing is left.
+
+    Raises:
+        TsMpsError: Something is.
+    """
+    result = stop(home, home.instance(name), drain, report)
+    if result.left:
+        raise TsMpsError(f"Instance {name} was stopped, but not everything is gone.", details="\n".join(result.left))
+    return result

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +23,8 @@ from ts_mps.paths import InstancePaths
 
 #: Connections at a time.
 AT_ONCE = 16
+#: Seconds for a connection, however slowly it speaks.
+SECONDS = 5.0
 
 
 class Health:
@@ -80,8 +84,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        #: Connections in hand, oldest first.
-        self._open: dict[Any, None] = {}
+        #: Connections in hand and since when, oldest first.
+        self._open: dict[Any, float] = {}
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -89,12 +93,20 @@ class _Server(ThreadingHTTPServer):
 
         Each costs the guardian a descriptor, which it needs for java and the daemons.
         """
-        for oldest in list(self._open)[: max(0, len(self._open) - AT_ONCE + 1)]:
-            self._open.pop(oldest, None)
-            with suppress(OSError):
-                oldest.shutdown(socket.SHUT_RDWR)  # its thread meets the end and closes it
-        self._open[request] = None
+        self._drop(list(self._open)[: max(0, len(self._open) - AT_ONCE + 1)])
+        self._open[request] = time.monotonic()
         super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Drop connections whose time is over; called twice a second (``serve_forever``)."""
+        began = time.monotonic() - SECONDS
+        self._drop([request for request, since in list(self._open.items()) if since < began])
+
+    def _drop(self, requests: Iterable[Any]) -> None:
+        for request in requests:
+            self._open.pop(request, None)
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)  # its thread meets the end and closes it
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
@@ -112,8 +124,8 @@ def _from_here(client: str) -> bool:
 
 class _Handler(BaseHTTPRequestHandler):
     instance: InstancePaths
-    #: Seconds for a request: a connection that says nothing must not keep its thread.
-    timeout = 5
+    #: Where nobody drops connections any more: one that says nothing must not keep its thread at a stop.
+    timeout = SECONDS
     server_version = "ts-mps"
     sys_version = ""
 

@@ -18,6 +18,7 @@ from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.server import PAUSES, Ended, Server, note_pid, pause, scale_as_asked
 from ts_mps.guardian.state import State
 from ts_mps.guardian.takedown import CLOSING_SECONDS, end_workers
+from ts_mps.guardian.watch.act import TERMINATE_SECONDS
 from ts_mps.guardian.watch.seen import Seen
 from ts_mps.guardian.watch.watch import Watch
 from ts_mps.mps.daemon import Lease
@@ -27,6 +28,10 @@ from ts_mps.plan.model import Plan
 API_SECONDS = 5.0
 #: Seconds that one of a repair may take: for a description TorchServe runs one nvidia-smi after the other.
 REPAIR_API_SECONDS = 20.0
+#: Turns that may fail in a row before the guardian does not count as alive any more.
+FAILED_TURNS = 30
+#: Seconds between two looks at whether what is waited for is over.
+PAUSE = 0.05
 
 
 class Keeper:
@@ -39,6 +44,7 @@ class Keeper:
         leases: UUID -> the lease on its daemon; empty without MPS.
         report: Told what is no event, in a sentence each.
         log: Told each event.
+        alive: Tells the service manager that the guardian is at work.
     """
 
     def __init__(
@@ -49,11 +55,13 @@ class Keeper:
         leases: Mapping[str, Lease],
         report: Callable[[str], None],
         log: Callable[[Event], None],
+        alive: Callable[[], None],
     ) -> None:
         self.state = state
         self.server = server
         self._prepared = prepared
         self._report = report
+        self._alive = alive
         self._expected = expected(prepared)
         api = state.endpoints.api(REPAIR_API_SECONDS)
         self._watch = Watch(prepared.home, prepared.paths, prepared.plan, leases, api, log)
@@ -63,6 +71,8 @@ class Keeper:
         self._restarts = 0
         self._scaled = state.phase != "recovering"
         self._broken = ""
+        self._failed_turns = 0
+        self._closed = False
         self._settle_by = time.monotonic() + prepared.arguments.wait_timeout
 
     @property
@@ -84,18 +94,33 @@ class Keeper:
         """Do what is due. A failure is reported and tried again: the watch itself must not end what it watches."""
         try:
             self._turn()
-            self._broken = ""
+            self._broken, self._failed_turns = "", 0
         except Exception as error:
+            self._failed_turns += 1
             if self._broken != repr(error):
                 self._broken = repr(error)
                 self._report(traceback.format_exc())
                 self._watch.tell(Event("watch-failed", f"A look of the guardian failed: {error!r}"))
 
-    def close(self) -> None:
-        """End the watch, and the change that is under way; takes no longer than :data:`CLOSING_SECONDS`."""
+    def alive(self) -> None:
+        """Give a sign of life; none where turn after turn fails: the next guardian takes over what serves."""
+        if self._failed_turns < FAILED_TURNS:
+            self._alive()
+
+    def close(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """End the watch, and the change that is under way; takes no longer than :data:`CLOSING_SECONDS`, and only once.
+
+        Args:
+            hurry: Asked while it waits; True ends the wait.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._changer.close(0.0)
+        self._watch.close(0.0)
         deadline = time.monotonic() + CLOSING_SECONDS
-        self._changer.close()
-        self._watch.close(max(0.0, deadline - time.monotonic()))
+        while self.acting and not hurry() and time.monotonic() < deadline:
+            time.sleep(PAUSE)
 
     def reload(self) -> None:
         """Put in force what plan file or settings say now."""
@@ -138,7 +163,7 @@ class Keeper:
     def _start_again(self) -> None:
         """Start java with the same configuration, once the workers of the one before are gone: they hold the slots."""
         paths = self._prepared.paths
-        end_workers(self._prepared.home, paths, self.state, self._report)
+        end_workers(self._prepared.home, paths, self.state, self._report, answer_s=TERMINATE_SECONDS, pause=self._pause)
         pid_path = Path(self.state.pid_file)
         self.server = Server.start(self._prepared, pid_path, again=True)
         self._restart_at = None
@@ -149,6 +174,11 @@ class Keeper:
         with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to serve
             note_pid(pid_path, self.server)
 
+    def _pause(self, seconds: float) -> None:
+        """Sleep in the middle of a turn that takes long."""
+        self.alive()
+        time.sleep(seconds)
+
     def _settle(self, seen: Seen) -> None:
         """Serving again once TorchServe was asked for all workers and every place has one that is ready.
 
@@ -157,7 +187,7 @@ class Keeper:
         """
         self._scaled = self._scaled or scale_as_asked(self.state.endpoints.api(API_SECONDS), self._expected)
         if self._scaled and self._watch.settled(seen):
-            took = time.time() - self.state.since
+            took = time.monotonic() - self.state.clock
             self._become(self.state.to("serving"))
             if self._ends:
                 text, cause = f"TorchServe serves as planned again, {took:.1f} s after it had ended.", "java-gone"

@@ -11,7 +11,8 @@ from ts_mps.guardian.choice import unmanaged
 from ts_mps.guardian.metrics import command as metrics_command
 from ts_mps.guardian.prepare import Prepared, torchserve_pid_file
 from ts_mps.guardian.ready import Expected
-from ts_mps.guardian.state import GpuState, State, guardian_lives, load_state, myself
+from ts_mps.guardian.state import GpuState, State, guardian_lives, load_state
+from ts_mps.processes import myself
 from ts_mps.torchserve.config import default_overrides, write_effective
 from ts_mps.torchserve.endpoints import endpoints
 from ts_mps.torchserve.wrapper import wrapper_script

@@ -20,10 +20,10 @@ from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.ready import Evidence, wait_ready
 from ts_mps.guardian.server import Server, note_pid
 from ts_mps.guardian.signals import Interrupted, Signals
-from ts_mps.guardian.state import State, myself
+from ts_mps.guardian.state import State
 from ts_mps.guardian.takedown import longest, take_down
 from ts_mps.mps.daemon import Lease, acquire, adopt
-from ts_mps.processes import ProcessId
+from ts_mps.processes import ProcessId, myself
 
 #: Seconds between two looks at what runs.
 LOOK_EVERY = 1.0
@@ -161,7 +161,11 @@ class Guardian:
             TsMpsError: A daemon that is gone does not come back; what serves is left as it is.
         """
         prepared = self._prepared
-        self._server = Server(self._state.java, None, Path(self._state.pid_file))
+        pid_path = Path(self._state.pid_file)
+        self._server = Server(self._state.java, None, pid_path)
+        if not pid_path.exists():
+            with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to take it over
+                note_pid(pid_path, self._server)
         if prepared.mps.on:
             for gpu in prepared.gpus:
                 self._report(f"GPU {gpu.index}: taking over the MPS daemon")
@@ -212,7 +216,15 @@ class Guardian:
 
     def _keep(self, signals: Signals) -> int:
         assert self._server is not None  # the start, or the take-over, is over
-        keeper = Keeper(self._prepared, self._state, self._server, self._leases, self._report, self._log)
+        keeper = Keeper(
+            self._prepared,
+            self._state,
+            self._server,
+            self._leases,
+            self._report,
+            self._log,
+            self._notifier.alive,
+        )
         try:
             return self._loop(signals, keeper)
         finally:
@@ -230,7 +242,7 @@ class Guardian:
                 asked = read_json(self._prepared.paths.stop_request) or {}
                 drain = float(asked.get("drain_timeout", self._state.drain_timeout))
                 self._stopping(drain)
-                keeper.close()
+                keeper.close(signals.hurried)
                 self._down(signals, drain=drain)
                 return 0
             if not keeper.acting:
@@ -242,7 +254,7 @@ class Guardian:
                 keeper.close()
                 self._down(signals, drain=0.0)
                 return code
-            self._notifier.alive()
+            keeper.alive()
             self._notifier.status(": ".join(filter(None, (keeper.state.phase, keeper.state.why))))
             if time.monotonic() >= next_turn:
                 next_turn = time.monotonic() + LOOK_EVERY
@@ -262,7 +274,7 @@ class Guardian:
             self._leases,
             drain=drain,
             report=self._report,
-            hurry=lambda: bool(signals.wait(0.0)),
+            hurry=signals.hurried,
         )
         self._reap()
         for sentence in left:

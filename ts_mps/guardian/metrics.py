@@ -21,7 +21,7 @@ from ts_mps.files import is_locked, read_json, write_json
 from ts_mps.gpu.readings import process_memory, sm_activity
 from ts_mps.guardian import series
 from ts_mps.guardian.reported import ended, from_json, growth
-from ts_mps.guardian.watched import STALE_AFTER, load_watched
+from ts_mps.guardian.watched import load_watched
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
 from ts_mps.processes import ProcessId
@@ -94,7 +94,7 @@ def samples(
     """
     plan = _plan(paths)
     watched = load_watched(paths)
-    fresh = watched is not None and abs(now - watched.at) <= STALE_AFTER
+    fresh = watched is not None and watched.fresh(time.monotonic())
     gauges = [*series.of_guardian(watched, lives=is_locked(paths.guardian_lock), fresh=fresh, now=now)]
     gauges += series.of_workers(living, plan, resident, on_gpu)
     gauges += series.of_gpus(plan, activity)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ts_mps.guardian.instance import GpuStatus, WorkerStatus
 from ts_mps.guardian.state import State
-from ts_mps.guardian.watched import STALE_AFTER, Watched
+from ts_mps.guardian.watched import Watched
 from ts_mps.plan.model import Slot
 
 
@@ -49,9 +49,9 @@ def of_watch(watched: Watched | None, now: float) -> list[str]:
 
     Args:
         watched: The last look.
-        now: Seconds since the epoch.
+        now: Seconds of time.monotonic().
     """
-    if watched is None or abs(now - watched.at) > STALE_AFTER:
+    if watched is None or not watched.fresh(now):
         return []
     found = [
         f"GPU {gpu.index} is lost: {gpu.lost}. Its workers are held back, the others serve on. Look at the kernel's "

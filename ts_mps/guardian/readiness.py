@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ts_mps.guardian.state import State, guardian_lives, load_state
-from ts_mps.guardian.watched import STALE_AFTER, Watched, WatchedModel, load_watched
+from ts_mps.guardian.watched import Watched, WatchedModel, load_watched
 from ts_mps.paths import InstancePaths
 
 #: Version of the JSON form.
@@ -29,7 +29,7 @@ class Seen:
         watched: The guardian's last look; None if there was none.
         guardian: Whether a guardian holds the instance.
         java: Whether TorchServe's frontend lives.
-        now: Seconds since the epoch.
+        now: Seconds of time.monotonic().
     """
 
     state: State | None
@@ -40,24 +40,24 @@ class Seen:
 
     @property
     def age(self) -> float | None:
-        """Seconds since the last look; None if there was none since the start."""
-        if self.watched is None or (self.state is not None and self.watched.at < self.state.started):
+        """Seconds since the last look; None if there was none since the start, or only one of an earlier boot."""
+        if self.watched is None or self.watched.clock > self.now:
             return None
-        return self.now - self.watched.at
+        return self.now - self.watched.clock
 
     @property
     def look(self) -> str:
-        """ "fresh", "stale" or "missing". A look from the future is stale too: the clock was changed."""
-        if self.age is None:
+        """ "fresh", "stale" or "missing"."""
+        if self.watched is None or self.age is None:
             return "missing"
-        return "fresh" if abs(self.age) <= STALE_AFTER else "stale"
+        return "fresh" if self.watched.fresh(self.now) else "stale"
 
 
 def see(paths: InstancePaths) -> Seen:
     """Read the files."""
     state = load_state(paths)
     java = state is not None and state.java is not None and state.java.alive()
-    return Seen(state, load_watched(paths), guardian_lives(paths), java, time.time())
+    return Seen(state, load_watched(paths), guardian_lives(paths), java, time.monotonic())
 
 
 def look_problem(seen: Seen) -> str:
@@ -135,7 +135,7 @@ def not_live(seen: Seen) -> tuple[str, ...]:
         return ("The guardian is gone.",)
     if seen.state is None or seen.state.phase not in ("serving", "recovering"):
         return ()
-    silent = seen.now - max(seen.state.since, seen.watched.at if seen.watched else 0.0)
+    silent = seen.now - max(seen.state.clock, seen.watched.clock if seen.watched else 0.0)
     if silent > HUNG_AFTER:
         return (f"The guardian has not looked for {silent:.0f} s, and it should look once a second.",)
     return ()

@@ -89,7 +89,7 @@ def wait_ready(
     Raises:
         NotReadyError: java ended, a model was not registered, a worker did not load, or the time ran out.
     """
-    began = time.time()
+    began = time.monotonic()
     deadline = time.monotonic() + timeout
     wanted: dict[tuple[str, str], int] | None = None
     seen = ""

@@ -56,21 +56,22 @@ def growth(before: Reported, java: str, totals: Sequence[Sample]) -> tuple[tuple
 
     A series that nobody has seen is told as 0 first, and its growth at the next collection: Prometheus takes the first
     value of a series as where it began, so ``increase()`` would miss whatever it began with. A frontend that was
-    started anew gets the full total of the series that an earlier one had: to Prometheus the counter then goes on.
+    started anew gets the full total of the series that an earlier one had, whenever that is known again: to Prometheus
+    the counter then goes on.
 
     Args:
         before: What the last collection left.
         java: The frontend that asks now.
-        totals: Counters since the guardian's start.
+        totals: Counters since the guardian's start, as far as they are known.
     """
-    told, counters = [], dict(before.counters)
+    told, counters = [], dict(before.counters) if java == before.java else dict.fromkeys(before.counters, 0.0)
     for total in totals:
         key = _key(total)
         known = counters.get(key)
         counters[key] = 0.0 if known is None else total.value
         if known is None:
             told.append(replace(total, value=0))
-        elif java != before.java or total.value < known:
+        elif total.value < known:
             # Smaller than it was: the guardian was started anew and counts from 0.
             told.append(total)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ TOLD_TO_END = (0, 130, 143)
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0)
 #: Seconds in which ends are counted together.
 WITHIN = 600.0
+#: Seconds that java may take to end after `torchserve --stop`, which tells it to and removes its pid file at once.
+ENDING = 60.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Server:
         self.process = process
         self._child = child
         self._pid_file = pid_file
+        #: Since when java has lived on without its pid file, by time.monotonic(); None while the file is there.
+        self._unnamed: float | None = None if pid_file.exists() else float("-inf")
 
     @classmethod
     def start(cls, prepared: Prepared, pid_path: Path, *, again: bool) -> Server:
@@ -98,14 +103,23 @@ class Server:
         """How it ended; None while it runs."""
         if self._child is None:
             if self.process is not None and self.process.alive():
+                self._unnamed = None if self._pid_file.exists() else self._unnamed or time.monotonic()
                 return None
-            # Nobody but its parent learns the status. `torchserve --stop` removes the pid file, a crash does not.
-            return Ended(not self._pid_file.exists(), "with a status that only its dead parent could know")
+            return Ended(self._was_told(), "with a status that only its dead parent could know")
         status = self._child.poll()
         if status is None:
             return None
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return Ended(status in TOLD_TO_END, how)
+
+    def _was_told(self) -> bool:
+        """Whether `torchserve --stop` told it to end: nobody but its parent learns the status.
+
+        That removes the pid file, and a crash does not. But others do as well: systemd-tmpfiles removes what has been
+        in /tmp for ten days. So one that lived on for long without its file was not told by the one who removed it.
+        """
+        since = time.monotonic() if self._unnamed is None else self._unnamed
+        return not self._pid_file.exists() and time.monotonic() - since < ENDING
 
 
 def pause(ends: tuple[float, ...], now: float) -> float | None:

@@ -33,6 +33,7 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._ending: list[int] = []
+        self._endings = 0
         self._hung_up = False
         # Who starts us under nohup wants to close the terminal.
         self._at_terminal = _at_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -65,6 +66,10 @@ class Signals:
         self._ending = []
         return tuple(ending)
 
+    def hurried(self) -> bool:
+        """Whether a second ending signal came; once it did, that stays so."""
+        return self._endings > 1
+
     def hung_up(self) -> bool:
         """Whether a SIGHUP that asks for a reload came since the last call."""
         came, self._hung_up = self._hung_up, False
@@ -84,6 +89,7 @@ class Signals:
         # The socket only wakes: a flood of SIGCHLD may fill it, and an ending signal must not be lost with the rest.
         if signum in ENDING or (signum == signal.SIGHUP and self._at_terminal and not _at_terminal()):
             self._ending.append(signum)
+            self._endings += 1
         elif signum == signal.SIGHUP:
             self._hung_up = True
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -13,7 +12,7 @@ from ts_mps.processes import ProcessId
 from ts_mps.torchserve.endpoints import Endpoints
 
 #: Version of the state's JSON form.
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class State:
         drain_timeout: Seconds for requests in flight at a stop.
         worker_port: Number of the first worker's socket.
         since: When the phase was reached, seconds since the epoch.
-        started: When the start was asked for.
+        clock: The same by time.monotonic(), to reckon with: nobody sets it.
         error: The sentence of a failed start.
         left: What could not be ended or undone when it was taken down, one sentence each.
         why: Why it is "recovering", as a sentence; empty in other phases.
@@ -83,14 +82,15 @@ class State:
     worker_port: int
     java: ProcessId | None = None
     since: float = field(default_factory=time.time)
-    started: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)
     error: str = ""
     left: tuple[str, ...] = ()
     why: str = ""
 
     def to(self, phase: str, error: str = "", why: str = "") -> State:
         """This state in another phase, from now on."""
-        return replace(self, phase=phase, since=time.time(), error=error or self.error, why=why)
+        now, clock = time.time(), time.monotonic()
+        return replace(self, phase=phase, since=now, clock=clock, error=error or self.error, why=why)
 
     def as_json(self) -> dict[str, Any]:
         """The JSON form."""
@@ -126,11 +126,3 @@ def _process(value: dict[str, int] | None) -> ProcessId | None:
 def guardian_lives(paths: InstancePaths) -> bool:
     """Whether a guardian holds the instance."""
     return is_locked(paths.guardian_lock)
-
-
-def myself() -> ProcessId:
-    """This process."""
-    process = ProcessId.of(os.getpid())
-    if process is None:
-        raise RuntimeError("/proc does not show this process")
-    return process

@@ -34,7 +34,7 @@ def look(paths: InstancePaths) -> Status | None:
     found = [*problems.of_processes(state, guardian=guardian is not None, java=java is not None)]
     found += problems.of_gpus(gpus)
     if guardian is not None:
-        found += problems.of_watch(load_watched(paths), time.time())
+        found += problems.of_watch(load_watched(paths), time.monotonic())
     rows: tuple[WorkerStatus, ...] = ()
     if java is not None:
         models, trouble = _described(state)
@@ -56,7 +56,7 @@ def look(paths: InstancePaths) -> Status | None:
         metrics=call_url(state.endpoints.metrics) if state.endpoints.metrics else None,
         gpus=gpus,
         workers=rows,
-        failures=failures(paths, since=state.started)[-5:],
+        failures=failures(paths)[-5:],
         problems=tuple(found),
     )
 

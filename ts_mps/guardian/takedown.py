@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -28,6 +29,8 @@ from ts_mps.torchserve import pid_file
 JAVA_SECONDS = 30.0
 #: A worker that lost its frontend leaves by itself once its batch is done.
 WORKER_SECONDS = 10.0
+#: How long a daemon may take to answer before its clients are killed without it.
+ANSWER_SECONDS = 10.0
 #: How long ``quit`` may wait for clients before the server is forced down.
 QUIT_SECONDS = 10.0
 #: How long the guardian waits for the change and the repairs that it has under way, before anything is taken down.
@@ -111,21 +114,40 @@ def worker_processes(home: Home, paths: InstancePaths) -> tuple[ProcessId, ...]:
     return becoming + with_arguments("ts_mps.torchserve.worker", str(home.root), paths.name)
 
 
-def end_workers(home: Home, paths: InstancePaths, state: State, report: Report) -> None:
-    """Wait for the workers that lost their frontend to leave by themselves; end those that do not."""
-    left = wait_gone(worker_processes(home, paths), WORKER_SECONDS)
+def end_workers(
+    home: Home,
+    paths: InstancePaths,
+    state: State,
+    report: Report,
+    *,
+    answer_s: float = ANSWER_SECONDS,
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait for the workers that lost their frontend to leave by themselves; end those that do not.
+
+    Args:
+        home: The runtime folder.
+        paths: The instance.
+        state: What was running when somebody last looked.
+        report: Told if some have to be ended.
+        answer_s: Seconds for a daemon's answer.
+        pause: Sleeps for so many seconds; called again and again, and between any two daemons.
+    """
+    left = wait_gone(worker_processes(home, paths), WORKER_SECONDS, pause)
     if not left:
         return
     report(f"ending {len(left)} worker(s) that outlived TorchServe")
     # Read while they live: one that TorchServe started at its very end has no slot that would name its socket.
     sockets_left = [socket for process in left if (socket := _socket(process)) is not None]
     for gpu in state.gpus:
-        if gpu.pipe is not None:
-            mine = {worker.pid for worker in workers(paths) if worker.slot.gpu == gpu.uuid}
-            terminate_and_kill(Path(gpu.pipe), tuple(process.pid for process in left if process.pid in mine))
+        mine = {worker.pid for worker in workers(paths) if worker.slot.gpu == gpu.uuid}
+        clients = tuple(process.pid for process in left if process.pid in mine)
+        if gpu.pipe is not None and clients:
+            pause(0.0)
+            terminate_and_kill(Path(gpu.pipe), clients, timeout_s=answer_s)
     for process in left:
         process.send(signal.SIGKILL)
-    wait_gone(left, WORKER_SECONDS)
+    wait_gone(left, WORKER_SECONDS, pause)
     _remove_sockets(sockets_left)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from ts_mps.files import read_json, write_json
 from ts_mps.paths import InstancePaths
 
 #: Version of its JSON form.
-WATCHED_VERSION = 1
+WATCHED_VERSION = 2
 #: Seconds after which a look is no longer believed. The guardian looks once a second, and waits a few for a daemon that
 #: hangs.
 STALE_AFTER = 10.0
@@ -26,7 +27,7 @@ class WatchedGpu:
         daemon: "running", "adopted", "gone", "hung" or "off".
         server: The server's state as MPS gives it (ACTIVE, FAULT, ...); "none" before the first client; "" where MPS is
             off or the daemon does not answer.
-        clients: Processes in the client list, those of other instances included.
+        clients: Processes in the client list, those of other instances included; 0 where the daemon does not answer.
         cap: Clients that the server takes; None where MPS is off.
         lost: Why the GPU cannot be used, as a sentence; empty if it can.
     """
@@ -48,7 +49,8 @@ class WatchedModel:
         name: Registered model name.
         planned: Slots of the plan.
         ready: Workers that have loaded.
-        attached: Of these, those in their daemon's client list right now; all of them where MPS is off.
+        attached: Of these, those in their daemon's client list right now, and none whose daemon does not answer; all of
+            them where MPS is off.
         held: Slots that are held back after faults, by the reason as a sentence.
         restarts: Workers that were replaced since the start, by cause.
     """
@@ -66,7 +68,6 @@ class Watched:
     """One look.
 
     Attributes:
-        at: Seconds since the epoch.
         java: Whether TorchServe's frontend lives.
         java_restarts: How often it was started again.
         gpus: GPUs in use.
@@ -75,9 +76,10 @@ class Watched:
         recovery_seconds: How long the last recoveries took, newest last, at most 100.
         took: Seconds that the look took.
         changing: What is being changed on purpose, as a part of a sentence; empty where nothing is.
+        at: Seconds since the epoch.
+        clock: The same by time.monotonic(), to tell its age: nobody sets it.
     """
 
-    at: float
     java: bool
     java_restarts: int
     gpus: tuple[WatchedGpu, ...]
@@ -86,6 +88,12 @@ class Watched:
     recovery_seconds: tuple[float, ...] = ()
     took: float = 0.0
     changing: str = ""
+    at: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.monotonic)
+
+    def fresh(self, now: float) -> bool:
+        """Whether it is to be believed at this time of its :attr:`clock`. One of the future is of another boot."""
+        return 0 <= now - self.clock <= STALE_AFTER
 
     def save(self, paths: InstancePaths) -> None:
         """Write it in one step.

@@ -23,6 +23,7 @@ class WorkerFailure:
         what: The exception or the refusal, one line.
         traceback: The worker's traceback, or a refusal's details; may be empty.
         again: Whether the next worker in its place may well load.
+        clock: Seconds of time.monotonic(), to reckon with: nobody sets it.
         time: Seconds since the epoch.
     """
 
@@ -32,18 +33,19 @@ class WorkerFailure:
     what: str
     traceback: str
     again: bool = False
+    clock: float = field(default_factory=time.monotonic)
     time: float = field(default_factory=time.time)
 
 
 def record_failure(instance: InstancePaths, failure: WorkerFailure) -> None:
     """Write the failure into the instance's folder, dropping the oldest past :data:`KEPT`."""
     instance.failures.mkdir(exist_ok=True)
-    write_json(instance.failures / f"{failure.time:.3f}-{failure.pid}.json", asdict(failure))
+    write_json(instance.failures / f"{failure.clock:016.3f}-{failure.pid}.json", asdict(failure))
     for old in sorted(instance.failures.glob("*.json"))[:-KEPT]:
         old.unlink(missing_ok=True)
 
 
 def failures(instance: InstancePaths, since: float = 0.0) -> tuple[WorkerFailure, ...]:
-    """The failures recorded since a time, oldest first."""
+    """The failures recorded since a time of their :attr:`~WorkerFailure.clock`, oldest first."""
     found = (read_json(path) for path in sorted(instance.failures.glob("*.json")))
-    return tuple(WorkerFailure(**value) for value in found if value is not None and value["time"] >= since)
+    return tuple(WorkerFailure(**value) for value in found if value is not None and value["clock"] >= since)

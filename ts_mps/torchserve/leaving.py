@@ -120,7 +120,7 @@ def answer_and_leave(context: Any, sentence: str, answers: list[Any] | None) -> 
         connection.settimeout(_TAKING_S)
         if _over_http(context):
             connection.sendall(_last_answer(context, sentence, answers))
-            connection.recv(1)
+            _await_taken(connection)
         else:
             connection.sendall(create_predict_response(None, context.request_ids, sentence, 503))
             select.select([connection], [], [], _LINGERING_S)
@@ -129,6 +129,14 @@ def answer_and_leave(context: Any, sentence: str, answers: list[Any] | None) -> 
         _log.exception("The last batch could not be answered.")
     finally:
         leave()
+
+
+def _await_taken(connection: socket.socket) -> None:
+    """Wait until TorchServe, which has the answer, closes the connection."""
+    try:
+        connection.recv(1)
+    except TimeoutError:
+        _log.warning("TorchServe has not taken the last answer within %g s; it may be lost.", _TAKING_S)
 
 
 def _over_http(context: Any) -> bool:

@@ -75,7 +75,7 @@ def _obey(service: Any, activity: Activity, guarded: Callable[[], bool], word: W
         _leave()
     if word.do == "park":
         activity.park(True)
-        while time.time() < word.until and activity.attention != Attention.NONE and guarded():
+        while time.monotonic() < word.until and activity.attention != Attention.NONE and guarded():
             # Nothing is ever sent to a worker that has not answered, so what comes is the end of the connection.
             if select.select([service.cl_socket], [], [], _LOOK_SECONDS)[0]:
                 _leave()

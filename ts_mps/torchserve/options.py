@@ -19,15 +19,17 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return convert
 
 
-def _seconds(least: float) -> Callable[[str], float]:
+def seconds(least: float) -> Callable[[str], float]:
+    """A finite number of seconds: a wait until infinity, or until NaN, would never end."""
+
     def convert(text: str) -> float:
         try:
-            seconds = float(text)
+            found = float(text)
         except ValueError:
-            seconds = math.nan
-        if not (math.isfinite(seconds) and seconds >= least):
+            found = math.nan
+        if not (math.isfinite(found) and found >= least):
             raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds from {least:g} on")
-        return seconds
+        return found
 
     return convert
 
@@ -164,13 +166,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--wait-timeout",
         "seconds until every worker must be ready (default: 300)",
-        _seconds(1),
+        seconds(1),
         "SECONDS",
     ),
     Option(
         "--drain-timeout",
         "seconds that requests in flight get when the server is stopped (default: 30)",
-        _seconds(0),
+        seconds(0),
         "SECONDS",
     ),
     Option(

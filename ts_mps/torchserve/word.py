@@ -43,7 +43,7 @@ class Word:
         do: "leave": end, so that TorchServe starts a successor. "park": wait, until TorchServe ends it, the guardian
             asks for no attention any more or dies, or time is up. "pass": nothing; the answer alone counts.
         pids: The workers that it is meant for.
-        until: Seconds since the epoch after which it means nothing: whoever sent it may be gone.
+        until: Seconds of time.monotonic() after which it means nothing: whoever sent it may be gone.
         secret: What stands in the page that the guardian shares with each worker. A client of the inference API can
             send any header.
     """
@@ -59,7 +59,7 @@ class Word:
 
     def meant_for(self, pid: int) -> bool:
         """Whether the worker with this pid shall do it now."""
-        return pid in self.pids and time.time() < self.until
+        return pid in self.pids and time.monotonic() < self.until
 
 
 def word_in(batch: Sequence[Mapping[str, Any]]) -> Word | None:

@@ -23,9 +23,8 @@ from ts_mps.guardian.state import State
 from ts_mps.guardian.watch.seen import NO_CHANGE, Underway
 from ts_mps.plan.model import Plan
 from ts_mps.slots import records, workers
+from ts_mps.torchserve.threads import to_ask_for
 
-#: Seconds for a change to end with the instance.
-CLOSING_SECONDS = 5.0
 #: Seconds for the guardian's loop to take a new plan over; it has a turn every second.
 TURN_SECONDS = 30.0
 #: Seconds after a change in which the watch has seen everybody go who was asked to.
@@ -115,12 +114,12 @@ class Changer:
             self._reload = False
             self._begin(_Job(Change("reload"), None))
 
-    def close(self) -> None:
-        """End what is under way: the instance is being stopped."""
+    def close(self, seconds: float) -> None:
+        """End what is under way, as the instance is being stopped; waits at most so long for it."""
         self._closing.set()
         self._taken.set()
         if self._thread is not None:
-            self._thread.join(CLOSING_SECONDS)
+            self._thread.join(seconds)
 
     def _refusal(self) -> TsMpsError | None:
         if self.busy and self._job is not None:
@@ -174,7 +173,8 @@ class Changer:
         elif change.what == "scale":
             model = named(stage.plan, change.model)
             wanted = rescaled(stage.prepared, stage.plan, model, change.workers)
-            last = {worker.pid for worker in Crew(stage, model).status().workers[change.workers :]}
+            threads = Crew(stage, model).threads()
+            last = {thread.pid for thread in threads[to_ask_for(threads, change.workers) :]}
             new = self._merged(stage, wanted, brothers=True, last=last)
             self._tell(Event("change-begun", f"Begun: {change}.", model=model[0]))
             bring_in(stage, new, about=model)
@@ -201,11 +201,12 @@ class Changer:
             PlanError: It cannot be written.
             Ended: The instance is being stopped.
         """
+        self._taken.clear()
+        self._check()  # after it: a stop sets it, and must not be waited past
         try:
             write_json(self._paths.plan, plan.as_json())
         except OSError as error:
             raise PlanError(f"The plan {self._paths.plan} cannot be written: {error.strerror or error}.") from error
-        self._taken.clear()
         self._offered = plan
         if not self._taken.wait(TURN_SECONDS):
             raise TsMpsError(f"The guardian did not take the new plan over within {TURN_SECONDS:g} s.")

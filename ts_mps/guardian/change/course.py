@@ -10,6 +10,7 @@ from ts_mps.guardian.change.stage import Stage
 from ts_mps.plan.model import Plan, PlannedGpu
 from ts_mps.seats import seat_holders
 from ts_mps.slots import records
+from ts_mps.torchserve.threads import working
 
 
 def roll(stage: Stage, model: Key | None) -> None:
@@ -52,19 +53,18 @@ def bring_in(stage: Stage, new: Plan, about: Key | None = None) -> None:
 
 def _reshape(stage: Stage, crew: Crew, new: Plan) -> None:
     """One model: the number of workers first, then those whose share or GPU is another."""
-    before, wanted = crew.status().min_workers, len(slots_of(new, crew.key))
+    wanted = len(slots_of(new, crew.key))
     stays = {slot.number for slot in slots_of(stage.plan, crew.key)} & {slot.number for slot in new.slots}
     if wanted == 1 and not any(worker.slot.number in stays for worker in crew.records()) and _spare(stage, crew):
         # With a second worker beside it, which is there before the plan is: it must not take the only place.
         _to(stage, crew, 2)
         _adopt(stage, crew, new)
-        (first, *_) = crew.status().workers
-        _replace(stage, crew, {first.pid}, 2, spare=True)
+        first = next(thread.pid for thread in crew.threads() if not thread.gave_up)
+        _replace(stage, crew, {first}, 2, spare=True)
         _to(stage, crew, 1)
         return
     _adopt(stage, crew, new)
-    if before != wanted:
-        _to(stage, crew, wanted)
+    _to(stage, crew, wanted)
     numbers = {slot.number for slot in slots_of(stage.plan, crew.key)}
     elsewhere = {worker.pid for worker in crew.records() if worker.slot.number not in numbers}
     _roll(stage, crew, elsewhere, spare=False)
@@ -78,13 +78,13 @@ def _adopt(stage: Stage, crew: Crew, new: Plan) -> None:
 
 def _to(stage: Stage, crew: Crew, count: int) -> None:
     """As many workers as this, whatever there were."""
-    now = len(crew.status().workers)
+    now = working(crew.threads())
     if count < now:
         stage.say(f"Model {crew.name}: {now - count} of {now} workers end.")
         crew.shrink(count)
     elif count > now:
         stage.say(f"Model {crew.name}: {count - now} more than {now} worker(s) load.")
-        crew.scale(count)
+        crew.grow(count)
         crew.wait(count)
 
 

@@ -12,10 +12,11 @@ from ts_mps.guardian.change.merge import Key
 from ts_mps.guardian.change.parking import PARKED_SECONDS, Parking
 from ts_mps.guardian.change.stage import Stage
 from ts_mps.guardian.watch.seen import ROLLED, SCALED_DOWN
-from ts_mps.slots import WorkerRecord, ask, is_parked, workers
+from ts_mps.slots import WorkerRecord, ask, is_parked, records, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.client import ApiError
 from ts_mps.torchserve.failures import failures
+from ts_mps.torchserve.threads import Thread, quiet_seconds, to_ask_for
 from ts_mps.torchserve.word import GIVEN_BACK, LEAVING_SECONDS, NOT_ALONE, Word
 
 #: Seconds between two looks at the slots.
@@ -85,9 +86,25 @@ class Crew:
                 "Restart the whole, which drains it: ts-mps restart.",
             )
 
-    def scale(self, count: int) -> None:
-        """Tell TorchServe how many there shall be."""
-        self._stage.api.scale(self.key[0], self._version, count)
+    def threads(self) -> tuple[Thread, ...]:
+        """TorchServe's threads for its workers, in TorchServe's order.
+
+        TorchServe does not say which of them gave up: the same "UNLOADING" stands for one that waits for its next try.
+        """
+        status = self.status()
+        quiet = quiet_seconds(status.retry_seconds)
+        tried = any(failure.model == self.key[0] for failure in failures(self._paths, since=time.monotonic() - quiet))
+        began = time.time() - quiet
+        # A thread whose worker was ready tries again within a second; what came only just may have been killed since.
+        going = {w.pid for w, lives in records(self._paths) if lives or w.state == "ready" or w.since >= began}
+        return tuple(
+            Thread(w.pid, w.ready, gave_up=not (w.ready or tried or w.pid in going or w.pid <= 0))
+            for w in status.workers
+        )
+
+    def grow(self, count: int) -> None:
+        """Have TorchServe start workers until so many threads work."""
+        self._scale(to_ask_for(self.threads(), count))
 
     def wait(self, count: int, *, without: Collection[int] = ()) -> None:
         """Wait until so many are ready, and with MPS proven clients.
@@ -99,8 +116,8 @@ class Crew:
         Raises:
             NotReadyError: A worker did not load, or the time of ``--wait-timeout`` is over.
         """
-        since = time.time()
-        deadline = time.monotonic() + self._stage.prepared.arguments.wait_timeout
+        since = time.monotonic()
+        deadline = since + self._stage.prepared.arguments.wait_timeout
         while True:
             self._stage.check()
             ready = [w for w in self.records() if w.pid not in without and self._serves(w)]
@@ -129,7 +146,7 @@ class Crew:
         self._stage.asked.update(dict.fromkeys(pids, ROLLED))
         while True:
             self._stage.check()
-            until = time.time() + max(1.0, deadline - time.monotonic())
+            until = max(deadline, time.monotonic() + 1.0)
             taken = self.tell(Word("leave", tuple(pids), until, self._stage.secret), patience)
             grace = time.monotonic() + (LEAVING_SECONDS + 5.0 if taken else 0.0)
             while True:
@@ -152,19 +169,18 @@ class Crew:
         """
         deadline = time.monotonic() + self._stage.prepared.arguments.wait_timeout
         # A thread of TorchServe's that is just starting a worker again would go on unseen after it was ended.
-        status = self.status()
-        while not all(worker.ready for worker in status.workers):
+        threads = self.threads()
+        while not all(thread.ready or thread.gave_up for thread in threads):
             self._stage.check()
             if time.monotonic() > deadline:
                 raise NotReadyError(f"Not all workers of model {self.name} are ready, so none is ended.")
             time.sleep(PAUSE * 5)
-            status = self.status()
-        last = {worker.pid for worker in status.workers[count:]}
-        if not last:
-            return
+            threads = self.threads()
+        left = to_ask_for(threads, count)
+        last = {thread.pid for thread in threads[left:] if not thread.gave_up}
         self._stage.asked.update(dict.fromkeys(last, SCALED_DOWN))
         with Parking(self, last, self._stage, max(PARKED_SECONDS, self._patience())):
-            self.scale(count)
+            self._scale(left)
         gone = time.monotonic() + LEAVING_SECONDS
         while last & self.pids() and time.monotonic() < gone:
             time.sleep(PAUSE)
@@ -193,6 +209,9 @@ class Crew:
                 time.sleep(PAUSE)  # the queue is full: others' requests come first
             return error.status in _DIED
         return False
+
+    def _scale(self, threads: int) -> None:
+        self._stage.api.scale(self.key[0], self._version, threads)
 
     def _serves(self, worker: WorkerRecord) -> bool:
         mps = self._stage.plan.mps and worker.slot.gpu is not None

@@ -54,7 +54,7 @@ class Parking:
     def __enter__(self) -> None:
         deadline = time.monotonic() + self._seconds
         # All until the same time, and some more than it takes to send them.
-        until = time.time() + self._seconds + PARKED_SECONDS
+        until = deadline + PARKED_SECONDS
         try:
             self._park(deadline, until)
         except BaseException:

@@ -40,11 +40,18 @@ class Actor:
         self._running: dict[str, Future[None]] = {}
         #: Model -> seconds after which TorchServe kills a worker that does not answer; infinite where it did not say.
         self.timeouts: dict[str, float] = {}
+        #: Model and version -> the number of workers that TorchServe was asked for last, and took.
+        self.scaled: dict[tuple[str, str], int] = {}
 
     @property
     def busy(self) -> frozenset[str]:
-        """What is being acted upon, or was until :meth:`failures` is called next."""
+        """What is being acted upon, or was until :meth:`finished` is called next."""
         return frozenset(self._running)
+
+    @property
+    def acting(self) -> bool:
+        """Whether something is being done right now."""
+        return any(not future.done() for future in self._running.values())
 
     def start(self, actions: Sequence[Action]) -> None:
         """Start doing these; none of them is about anything that is busy."""
@@ -54,12 +61,12 @@ class Actor:
         for about, mine in todo.items():
             self._running[about] = self._pool.submit(self._do, mine)
 
-    def failures(self) -> tuple[tuple[str, str], ...]:
-        """What was done since the last call and failed: what it was about, and why, as a sentence."""
+    def finished(self) -> dict[str, str]:
+        """What was done since the last call: what it was about, and why it failed, as a sentence, or empty."""
         done = {about: future for about, future in self._running.items() if future.done()}
         for about in done:
             del self._running[about]
-        return tuple((about, str(error)) for about, future in done.items() if (error := future.exception()))
+        return {about: str(future.exception() or "") for about, future in done.items()}
 
     def close(self, seconds: float) -> None:
         """Wait at most so long for what is being done; nothing new is begun. A second call does nothing."""
@@ -124,9 +131,11 @@ class Actor:
         raise AssertionError  # the last try returns or raises
 
     def _scale(self, action: ScaleModel) -> None:
+        self.scaled.pop((action.model, action.version), None)  # without an answer nobody knows
         for status in self._described(action.model):
             if action.version in ("", status.version):
                 self._api.scale(action.model, status.version, action.workers)
+                self.scaled[action.model, action.version] = action.workers
 
     def _revive(self, action: ReviveModel) -> None:
         """Have TorchServe start new worker threads beside those of its own that gave up, which it never starts again.

@@ -23,7 +23,7 @@ class Case:
         self.before = memory
         self.seen = seen
         self.now = now
-        self.departed = {worker.slot: worker.process.pid for worker in seen.departed}
+        self.departed = {worker.slot: worker.process for worker in seen.departed}
         self.servers = dict(memory.servers)
         self.faults = dict(memory.faults)
         self.absent = dict(memory.absent)
@@ -36,6 +36,7 @@ class Case:
         self.holds = dict(memory.holds)
         self.parked = set(memory.parked)
         self.tried = dict(memory.tried)
+        self.learnt = dict(memory.learnt)
         self.blamed = dict(memory.blamed)
         self.restarts = {model: dict(causes) for model, causes in memory.restarts.items()}
         self.counts = dict(memory.counts)
@@ -56,7 +57,7 @@ class Case:
         seconds: float | None = None,
     ) -> None:
         """Record an event."""
-        self.events.append(Event(kind, text, gpu, model, pid, cause, seconds, self.now))
+        self.events.append(Event(kind, text, gpu, model, pid, cause, seconds))
 
     def count(self, kind: str, gpu: str) -> None:
         """Count a fault."""
@@ -105,10 +106,13 @@ class Case:
 
         Past MPS, for the sake of its daemon, see :meth:`end`.
         """
+        late: dict[str, list[ProcessId]] = {}
         for process, ended in self.ended.items():
             if self.now - ended.at >= AGAIN and ended.gpu not in self.seen.busy:
                 self.ended[process] = replace(ended, at=self.now)
-                self.actions.append(EndProcesses(ended.gpu, (process,), through_mps=False))
+                late.setdefault(ended.gpu, []).append(process)
+        # Together: one that cannot be ended keeps nobody else of the same action, but would keep the next one.
+        self.actions += [EndProcesses(gpu, tuple(mine), through_mps=False) for gpu, mine in late.items()]
 
     def done(self, java_since: float | None) -> Judgement:
         """The judgement."""
@@ -127,6 +131,7 @@ class Case:
             holds=self.holds,
             parked=frozenset(self.parked),
             tried=self.tried,
+            learnt=self.learnt,
             blamed=self.blamed,
             restarts=self.restarts,
             counts=self.counts,

@@ -24,9 +24,9 @@ def judge_workers(case: Case) -> None:
             _went(case, slot, before)
     for worker in case.seen.departed:
         was = case.before.workers.get(worker.slot)
-        known = {case.before.departed.get(worker.slot), was.process.pid if was else None}
+        known = {case.before.departed.get(worker.slot), was.process if was else None}
         # Who went before java was there is no matter of now.
-        if worker.process.pid not in known and case.before.java_since is not None:
+        if worker.process not in known and case.before.java_since is not None:
             _went(case, worker.slot, worker)
     for slot, worker in living.items():
         if slot in case.absent:
@@ -49,7 +49,7 @@ def _listen(case: Case) -> None:
         fault = case.faults.get(event.gpu)
         if fault is None or fault.kind != "server-fault" or case.blamed.get(event.gpu) == fault.since:
             continue
-        if event.time >= fault.since - _SAME:
+        if event.clock >= fault.since - _SAME:
             case.blamed[event.gpu] = fault.since
             crashed(case, event.model, event.gpu, 1.0)
 

@@ -38,10 +38,10 @@ def judge_told(case: Case) -> None:
         if gpu.lost or gpu.daemon not in ("running", "adopted") or gpu.uuid in case.seen.busy:
             continue
         said = [e for e in case.seen.told if (e.kind, e.gpu) == ("worker-fault", gpu.uuid) and e.cause in _STRUCK]
-        first = min((event.time for event in said if event.cause in _KERNEL), default=None)
+        first = min((event.clock for event in said if event.cause in _KERNEL), default=None)
         if first is None:
             continue
-        struck = {event.pid for event in said if abs(event.time - first) <= _TOGETHER}
+        struck = {event.pid for event in said if abs(event.clock - first) <= _TOGETHER}
         known = case.faults.get(gpu.uuid)
         seen = known is not None and any(process.pid in struck for process in known.victims.values())
         if len(struck) < 2 or seen:

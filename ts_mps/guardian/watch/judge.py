@@ -19,7 +19,7 @@ def judge(memory: Memory, seen: Seen, now: float) -> Judgement:
     Args:
         memory: What the last judgement left.
         seen: This look.
-        now: Seconds since the epoch.
+        now: Seconds of time.monotonic().
     """
     case = Case(memory, seen, now)
     judge_gpus(case)

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 
 from ts_mps.errors import MpsError
+from ts_mps.events import Tail
 from ts_mps.files import is_locked
 from ts_mps.gpu.presence import Presence
 from ts_mps.guardian.watch.seen import GpuSeen, Place, Seen, WorkerSeen
-from ts_mps.guardian.watch.tail import Tail
 from ts_mps.mps.control import Control, DaemonNotFound
 from ts_mps.mps.daemon import Daemon
 from ts_mps.paths import Home, InstancePaths
@@ -54,7 +54,7 @@ class Looker:
         paths: The instance.
         plan: Its plan.
         daemons: UUID -> its daemon; replaced as daemons are brought back. Empty without MPS.
-        now: Seconds since the epoch; what was recorded before is not reported.
+        now: Seconds of time.monotonic(); what was recorded before is not reported.
     """
 
     def __init__(self, home: Home, paths: InstancePaths, plan: Plan, daemons: Mapping[str, Daemon], now: float) -> None:
@@ -62,7 +62,7 @@ class Looker:
         self._paths = paths
         self._daemons = daemons
         self._began = now
-        self._events = Tail(paths)
+        self._events = Tail(paths, kept=False)
         self._presence = Presence()
         self._processes: dict[int, ProcessId] = {}
         self._failures: dict[str, float] = {}
@@ -94,14 +94,14 @@ class Looker:
 
         Args:
             java: Whether TorchServe's frontend lives.
-            now: Seconds since the epoch.
+            now: Seconds of time.monotonic().
             ask: GPUs whose daemons must be asked.
             busy: What is being acted upon; daemons that are being brought back are left alone.
             timeouts: Model -> TorchServe's response timeout, seconds.
         """
         living, departed = self._workers()
         gpus = tuple(self._gpu(known, living, now, ask, busy) for known in self._known.values())
-        told, tried = self._events.news(), self._failed()
+        told, tried = tuple(self._events.news()), self._failed()
         return Seen(java, gpus, living, self._places, departed, told, tried, dict(timeouts or {}), busy)
 
     def daemon(self, uuid: str) -> ProcessId | None:
@@ -113,7 +113,7 @@ class Looker:
             changed = self._paths.failures.stat().st_mtime
             if changed != self._failures_changed:
                 self._failures_changed = changed
-                self._failures = {failure.model: failure.time for failure in failures(self._paths, since=self._began)}
+                self._failures = {failure.model: failure.clock for failure in failures(self._paths, since=self._began)}
         return self._failures
 
     def _workers(self) -> tuple[tuple[WorkerSeen, ...], tuple[WorkerSeen, ...]]:
@@ -121,19 +121,19 @@ class Looker:
         found, departed = [], []
         before, self._processes = self._processes, {}
         for record, holds in records(self._paths):
-            # Whoever holds the slot lives, so /proc is read once for each.
-            process = (before.get(record.pid) if holds else None) or ProcessId.of(record.pid)
-            if process is None:
-                if not holds:
-                    departed.append(self._worker(record, ProcessId(record.pid, 0)))
-            elif holds:
+            process = record.process
+            # Whoever holds the slot lives, so /proc is read once for each; a newcomer may not have written its record.
+            lives = (holds and before.get(record.pid) == process) or process.alive()
+            if holds and lives:
                 self._processes[record.pid] = process
-                found.append(self._worker(record, process))
+                found.append(self._worker(record))
+            elif not holds and not lives:
+                departed.append(self._worker(record))
         return tuple(found), tuple(departed)
 
-    def _worker(self, record: WorkerRecord, process: ProcessId) -> WorkerSeen:
+    def _worker(self, record: WorkerRecord) -> WorkerSeen:
         return WorkerSeen(
-            process,
+            record.process,
             record.slot.number,
             record.slot.model,
             record.slot.version or "",

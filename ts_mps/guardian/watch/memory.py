@@ -17,7 +17,7 @@ class Fault:
 
     Attributes:
         kind: "server-fault", "server-gone", "daemon-gone", "daemon-hung" or "gpu-lost".
-        since: When it was found, seconds since the epoch.
+        since: When it was found.
         victims: Slot -> the worker that it had then; all of these slots must be served again before it is over.
         tries: How often its daemon was brought back.
         next_try: Not before this time is it tried again.
@@ -37,7 +37,7 @@ class Ended:
     Attributes:
         cause: Why, in words with hyphens.
         gpu: UUID of its GPU.
-        at: When it was last tried, seconds since the epoch.
+        at: When it was last tried.
     """
 
     cause: str
@@ -60,11 +60,11 @@ class Absence:
 
 @dataclass(frozen=True)
 class Memory:
-    """All that is carried from look to look. Times are seconds since the epoch.
+    """All that is carried from look to look. Times are seconds of time.monotonic(), here as in all of its parts.
 
     Attributes:
         workers: Slot -> its worker at the last look.
-        departed: Slot -> pid of its last worker that is known to have gone.
+        departed: Slot -> its last worker that is known to have gone.
         servers: GPU -> pids of its servers when it last answered.
         faults: GPU -> what is wrong with it.
         absent: Slot -> why its worker went.
@@ -75,8 +75,10 @@ class Memory:
         causes: Pid -> what a worker said of its own end.
         crashes: Model and GPU -> when its workers crashed, and the share of them that did (1 for all of them).
         holds: Slot -> why it takes no worker.
-        parked: Models and versions that were scaled to no worker because every place of theirs is held back.
+        parked: Models and versions that were scaled to no worker because every place of theirs is held back, until
+            TorchServe has been asked for their workers again.
         tried: Model and version -> when something was last done to get its workers back.
+        learnt: Model -> its workers when TorchServe was last asked after how long it kills them.
         blamed: GPU -> the beginning of the fault that a model has been blamed for.
         restarts: Model -> cause -> workers that were replaced.
         counts: "KIND GPU" -> how often a fault happened.
@@ -85,7 +87,7 @@ class Memory:
     """
 
     workers: Mapping[int, WorkerSeen] = field(default_factory=dict)
-    departed: Mapping[int, int] = field(default_factory=dict)
+    departed: Mapping[int, ProcessId] = field(default_factory=dict)
     servers: Mapping[str, frozenset[int]] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
     absent: Mapping[int, Absence] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Memory:
     holds: Mapping[int, Hold] = field(default_factory=dict)
     parked: frozenset[tuple[str, str]] = frozenset()
     tried: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    learnt: Mapping[str, frozenset[ProcessId]] = field(default_factory=dict)
     blamed: Mapping[str, float] = field(default_factory=dict)
     restarts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)

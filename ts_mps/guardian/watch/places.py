@@ -5,10 +5,13 @@ from __future__ import annotations
 from ts_mps.guardian.watch.case import Case
 from ts_mps.guardian.watch.memory import LearnTimeout, ReviveModel, ScaleModel
 from ts_mps.guardian.watch.seen import Place
+from ts_mps.processes import ProcessId
 
 #: Seconds without a try to start a missing worker after which TorchServe has given up. Its pauses are 1, 1, 2, 3, 5 ...
 #: 89, 144 s (WorkerThread.BACK_OFF), and it gives up 300 s after the first end (maxRetryTimeoutInSec).
 GIVEN_UP = 180.0
+#: Seconds until a model that TorchServe could not be asked to wake is asked for again.
+WAKE_AGAIN = 60.0
 
 
 def judge_places(case: Case, java_since: float) -> None:
@@ -40,16 +43,18 @@ def _rest(case: Case, key: tuple[str, str], places: list[Place]) -> bool:
     it makes ever more seldom and ends after 300 s.
     """
     left = [p for p in places if (hold := case.holds.get(p.slot)) is None or hold.soon(case.now)]
-    none_left = not left
-    if none_left and key not in case.parked:
-        case.parked.add(key)
-        case.actions.append(ScaleModel(*key, 0))
-    elif not none_left and key in case.parked:
+    if not left:
+        if key not in case.parked:
+            case.parked.add(key)
+            case.actions.append(ScaleModel(*key, 0))
+        return True
+    if key not in case.parked:
+        return False
+    if case.seen.scaled.get(key):
         case.parked.remove(key)
+    elif case.now - case.tried.get(key, float("-inf")) >= WAKE_AGAIN:
         case.tried[key] = case.now
         case.actions.append(ScaleModel(*key, len(left)))
-    else:
-        return none_left
     return True
 
 
@@ -64,8 +69,16 @@ def _revive(case: Case, key: tuple[str, str], places: list[Place], java_since: f
 
 
 def _learn(case: Case) -> None:
-    """How long a batch may take, of models that can hang inside a client."""
+    """How long a batch may take, of models that can hang inside a client.
+
+    Where all workers are others than then, the model may have been registered anew, with another timeout.
+    """
     on_mps = {gpu.uuid for gpu in case.seen.gpus if gpu.daemon != "off"}
-    new = {worker.model for worker in case.seen.workers if worker.ready and worker.gpu in on_mps}
-    for model in sorted(new - set(case.seen.timeouts) - case.seen.busy):
-        case.actions.append(LearnTimeout(model))
+    ready: dict[str, set[ProcessId]] = {}
+    for worker in case.seen.workers:
+        if worker.ready and worker.gpu in on_mps and worker.model not in case.seen.busy:
+            ready.setdefault(worker.model, set()).add(worker.process)
+    for model, processes in ready.items():
+        if not processes & case.learnt.get(model, frozenset()):
+            case.learnt[model] = frozenset(processes)
+            case.actions.append(LearnTimeout(model))

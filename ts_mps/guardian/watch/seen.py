@@ -113,14 +113,14 @@ class Seen:
         gpus: GPUs in use.
         workers: Living workers that hold a slot.
         places: Slots of the plan.
-        departed: The last worker of every slot that is free, its process known by its pid alone: so one that came and
-            went between two looks is seen too.
-        told: What workers have recorded about themselves since the last look.
-        tried: Model -> when a worker of it last failed to load, seconds since the epoch.
+        departed: The last worker of every slot that is free: so one that came and went between two looks is seen too.
+        told: What was recorded since the last look, by the workers about themselves and by the guardian.
+        tried: Model -> when a worker of it last failed to load, seconds of time.monotonic().
         timeouts: Model -> seconds after which TorchServe kills a worker that does not answer; only models that were
             asked about.
         busy: What is still being acted upon, by GPU or model; nothing else may be done to it meanwhile.
         change: What is being changed on purpose.
+        scaled: Model and version -> the number of workers that TorchServe was last asked for by the watch, and took.
     """
 
     java: bool
@@ -133,3 +133,4 @@ class Seen:
     timeouts: Mapping[str, float] = field(default_factory=dict)
     busy: frozenset[str] = frozenset()
     change: Underway = NO_CHANGE
+    scaled: Mapping[tuple[str, str], int] = field(default_factory=dict)

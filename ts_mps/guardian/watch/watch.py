@@ -14,7 +14,7 @@ from ts_mps.guardian.watch.look import Looker
 from ts_mps.guardian.watch.memory import Memory
 from ts_mps.guardian.watch.seen import NO_CHANGE, Seen, Underway
 from ts_mps.guardian.watch.show import watched
-from ts_mps.holds import Hold, held_back, hold_back
+from ts_mps.holds import Hold, at_rest, held_back, hold_back, put_to_rest
 from ts_mps.mps.daemon import Lease
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan
@@ -47,19 +47,21 @@ class Watch:
         self._leases = leases
         self._report = report
         self._plan = plan
-        # A guardian before us may have held places back.
-        self._memory = Memory(holds=held_back(paths))
+        # A guardian before us may have held places back, and put models to rest.
+        self._memory = Memory(holds=held_back(paths), parked=at_rest(paths))
         self._held: dict[int, Hold] = dict(self._memory.holds)
+        self._resting = self._memory.parked
         self._ask: frozenset[str] = frozenset()
+        self._failed: dict[str, str] = {}
         self._daemons = {uuid: lease.daemon for uuid, lease in leases.items()}
-        self._looker = Looker(home, paths, plan, self._daemons, time.time())
+        self._looker = Looker(home, paths, plan, self._daemons, time.monotonic())
         models = {slot.model for slot in plan.slots}
         self._actor = Actor(leases, api, len(plan.gpus) + len(models))
 
     @property
     def acting(self) -> bool:
         """Whether something is being done right now, in threads and with child processes of their own."""
-        return bool(self._actor.busy)
+        return self._actor.acting
 
     @property
     def daemons(self) -> Mapping[str, ProcessId | None]:
@@ -80,13 +82,12 @@ class Watch:
             java_restarts: How often it was started again.
             change: What is being changed on purpose.
         """
-        now, began = time.time(), time.monotonic()
-        for about, why in self._actor.failures():
-            self.tell(Event("repair-failed", f"A repair ({about}) failed: {why}"))
+        now = time.monotonic()
+        self._tell_failures(self._actor.finished())
         self._daemons.update({uuid: lease.daemon for uuid, lease in self._leases.items()})
         busy = self._actor.busy | change.models
         seen = self._looker.look(java=java, now=now, ask=self._ask, busy=busy, timeouts=self._actor.timeouts)
-        seen = replace(seen, change=change)
+        seen = replace(seen, change=change, scaled=dict(self._actor.scaled))
         judgement = judge(self._memory, seen, now)
         self._memory, self._ask = judgement.memory, judgement.ask
         for event in judgement.events:
@@ -94,8 +95,8 @@ class Watch:
         self._hold()
         self._actor.start(judgement.actions)
         with suppress(OSError):  # a full disk must not end the watch; the next turn tries again
-            took = time.monotonic() - began
-            watched(self._memory, seen, now=now, java_restarts=java_restarts, took=took).save(self._paths)
+            took = time.monotonic() - now
+            watched(self._memory, seen, java_restarts=java_restarts, took=took).save(self._paths)
         return seen
 
     def tell(self, event: Event) -> None:
@@ -112,10 +113,21 @@ class Watch:
         """End the watch; waits at most so long for what is being done. A daemon may take longer to start."""
         self._actor.close(seconds)
 
+    def _tell_failures(self, finished: Mapping[str, str]) -> None:
+        """Tell why repairs failed, once for each reason: what fails is tried again every minute, perhaps for days."""
+        for about, why in finished.items():
+            if why and why != self._failed.get(about):
+                self.tell(Event("repair-failed", f"A repair ({about}) failed: {why}"))
+        self._failed.update(finished)
+
     def _hold(self) -> None:
-        """Put in force which slots take no worker."""
+        """Put in force which slots take no worker, and note what TorchServe is asked for because of that."""
         wanted = dict(self._memory.holds)
         if wanted != self._held:
             with suppress(OSError):  # the next turn tries again
                 hold_back(self._paths, wanted)
                 self._held = wanted
+        if self._memory.parked != self._resting:
+            with suppress(OSError):
+                put_to_rest(self._paths, self._memory.parked)
+                self._resting = self._memory.parked
