@@ -6,7 +6,7 @@
 Each word is a lane: studies that one GPU measures one after the other on host cores of its own. A study is NAME/PART,
 and behind it options of the command as :NAME=VALUE. A lane of - leaves its GPU and its cores to something else.
 Studies of different lanes share the host's memory and PCIe links, arms of one study do so to the same degree. When the
-time is over every study ends as by Ctrl-C, and the same command goes on with what is missing.
+time is over, or at a Ctrl-C, every study ends as by Ctrl-C, and the same command goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from ts_mps.gpu.inventory import read_inventory
 _MOST_CORES = 16
 #: Seconds that a study gets to stop its server, which may take two minutes, and to write its file.
 _END_S = 150.0
+_POLL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,36 +63,45 @@ class Lane(threading.Thread):
         items: What it measures.
         out: Folder for the studies, one for each reproduction.
         work: Folder for built models.
-        deadline: When it has to be over, on the monotonic clock.
+        over: Set when it has to be over.
     """
 
     def __init__(
-        self, gpu: int | None, cores: Sequence[int], items: Sequence[Item], out: Path, work: Path, deadline: float
+        self,
+        gpu: int | None,
+        cores: Sequence[int],
+        items: Sequence[Item],
+        out: Path,
+        work: Path,
+        over: threading.Event,
     ) -> None:
         super().__init__()
         self._gpu, self._cores, self._items = gpu, cores, items
-        self._out, self._work, self._deadline = out, work, deadline
+        self._out, self._work, self._over = out, work, over
         self.codes: list[int] = []
 
     def run(self) -> None:
-        """Measure one study after the other until the deadline."""
+        """Measure one study after the other until it has to be over."""
         for item in self._items:
-            if time.monotonic() < self._deadline:
+            if not self._over.is_set():
                 self.codes.append(self._measure(item))
 
-    def _measure(self, item: Item) -> int:
+    def command(self, item: Item) -> list[str]:
+        """What measures a study."""
         command = [sys.executable, "-m", "ts_mps", "bench", "compare", "--reproduce", item.reproduction]
         command += ["--part", item.part, "-o", str(self._out / item.reproduction), "--work", str(self._work)]
         command += item.options
-        command += ["--gpu", str(self._gpu)] if self._gpu is not None else []
+        return command + (["--gpu", str(self._gpu)] if self._gpu is not None else [])
+
+    def _measure(self, item: Item) -> int:
         log = self._out / f"{item.reproduction}-{item.part}.log"
         with log.open("a") as stream:
             # A process of ours between, as affinity belongs to the thread that starts it.
             os.sched_setaffinity(0, self._cores)
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-            try:
-                return process.wait(max(0.0, self._deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            process = subprocess.Popen(self.command(item), stdout=stream, stderr=stream, start_new_session=True)
+            while process.poll() is None and not self._over.wait(_POLL_S):
+                pass
+            if process.poll() is None:
                 process.send_signal(signal.SIGINT)
             try:
                 return process.wait(_END_S)
@@ -115,7 +124,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0, help="when to break off (default: %(default)g)")
     parser.add_argument("lanes", nargs="+", metavar="NAME/PART[:OPTION=VALUE],...")
     options = parser.parse_args()
-    deadline = time.monotonic() + 60 * options.minutes
+    over = threading.Event()
     try:
         lanes = [[] if lane == "-" else [Item.parse(item) for item in lane.split(",")] for lane in options.lanes]
     except ValueError as error:
@@ -137,14 +146,19 @@ def main() -> int:
             items,
             options.out.resolve(),
             (options.work or options.out / "work").resolve() / str(number),
-            deadline,
+            over,
         )
         for number, items in enumerate(lanes)
     ]
-    for thread in threads:
+    # Studies run in sessions of their own: whoever ends this ends them.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    timer = threading.Timer(60 * options.minutes, over.set)
+    for thread in (timer, *threads):
         thread.start()
     for thread in threads:
         thread.join()
+    timer.cancel()
     for items, thread in zip(lanes, threads, strict=True):
         for item, code in zip(items, [*thread.codes, *["not begun"] * len(items)], strict=False):
             print(f"{item.reproduction}/{item.part}: {'complete' if code == 0 else f'ended with {code}'}")
