@@ -174,9 +174,11 @@ def checked(serving: Serving, scene: Scene, parsed: argparse.Namespace) -> tuple
     with scene:
         time.sleep(SETTLING)
         before = footprint(serving, parsed.simulated)
-        # The simulator's programs are written in Python, and cost more than the real ones.
-        used = 0.0 if parsed.simulated else cost(serving, WATCHED)
-        print(f"Watching took {used:.2%} of a core.\n{HEAD}")
+        used = 0.0
+        if not parsed.simulated:  # whose programs are written in Python, and cost more than the real ones
+            used = cost(serving, WATCHED)
+            print(f"Watching took {used:.2%} of a core.")
+        print(HEAD)
         outcomes = soak(scene, parsed.seconds, parsed.every, random.Random(parsed.seed))
     wrong = [f"Watching took {used:.2%} of a core."] if used > COST else []
     wrong += [sentence for outcome in outcomes for sentence in outcome.wrong]
