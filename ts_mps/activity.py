@@ -7,8 +7,20 @@ import mmap
 import os
 import stat
 import struct
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
+
+#: What stands for the number of a batch where a worker's page may not be read: nobody knows whether it is inside one.
+#: /proc shows a process's descriptors only to who may trace it (ptrace(2), PTRACE_MODE_READ_FSCREDS): not where it has
+#: made itself undumpable, or has more capabilities than who asks.
+UNKNOWN = -1
+_NAME = "ts-mps-activity"
+#: What /proc calls a descriptor of such memory.
+_SHOWN = f"/memfd:{_NAME} (deleted)"
+#: Memory that can never be run, which is all that there is under vm.memfd_noexec=2. From Linux 6.3 on; Python 3.11 does
+#: not name it (include/uapi/linux/memfd.h).
+_NOEXEC_SEAL = 0x8
 
 
 class Attention(IntEnum):
@@ -57,7 +69,7 @@ class Activity:
         Raises:
             OSError: The link cannot be made.
         """
-        descriptor = os.memfd_create("ts-mps-activity")
+        descriptor = _memory()
         os.ftruncate(descriptor, cls._SIZE)
         path.unlink(missing_ok=True)
         path.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
@@ -108,37 +120,43 @@ class Activity:
     @classmethod
     def is_parked(cls, path: Path) -> bool:
         """Whether the worker that writes this page is parked; False where there is no page."""
-        page = cls._read(path)
-        return page is not None and bool(page[cls._PARKED])
+        with suppress(OSError):
+            return bool(cls._read(path)[cls._PARKED])
+        return False
 
     @classmethod
     def batch(cls, path: Path) -> int | None:
         """The number of the batch that the worker that writes this page is inside; None between batches, or where
-        there is no page."""
-        page = cls._read(path)
-        if page is None:
+        there is no page; :data:`UNKNOWN` where it may not be read."""
+        try:
+            taken, answered = cls._FORMAT.unpack_from(cls._read(path))
+        except PermissionError:
+            return UNKNOWN
+        except OSError:
             return None
-        taken, answered = cls._FORMAT.unpack_from(page)
         return int(taken) if taken != answered else None
 
     @classmethod
     def taken(cls, path: Path) -> int:
-        """How many batches the worker that writes this page has taken; 0 where there is no page."""
-        page = cls._read(path)
-        return 0 if page is None else int(cls._FORMAT.unpack_from(page)[0])
+        """How many batches the worker that writes this page has taken; 0 where none can be read."""
+        with suppress(OSError):
+            return int(cls._FORMAT.unpack_from(cls._read(path))[0])
+        return 0
 
     @classmethod
     def is_busy(cls, path: Path) -> bool:
-        """Whether the worker that writes this page is inside a batch; False where there is no page."""
+        """Whether the worker that writes this page is inside a batch; True where nobody knows, False without a page."""
         return cls.batch(path) is not None
 
     @classmethod
-    def _read(cls, path: Path) -> bytes | None:
-        """The page; None where there is none, or where its worker is gone."""
-        try:
-            descriptor = cls._open(path, os.O_RDONLY)
-        except OSError:
-            return None
+    def _read(cls, path: Path) -> bytes:
+        """The page.
+
+        Raises:
+            PermissionError: It may not be read.
+            OSError: There is none, or its worker is gone.
+        """
+        descriptor = cls._open(path, os.O_RDONLY)
         try:
             return os.pread(descriptor, cls._SIZE, 0)
         finally:
@@ -149,11 +167,29 @@ class Activity:
         """Open a page, and nothing else: the link's pid may be another process's by now, whose descriptor is anything.
 
         Raises:
+            PermissionError: It may not be opened.
             OSError: There is no page.
         """
+        # Looked at first: to open a device, a watchdog for one, may do something by itself.
+        if str(path.readlink().readlink()) != _SHOWN:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink or found.st_size != cls._SIZE:
             os.close(descriptor)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
         return descriptor
+
+
+def _memory() -> int:
+    """Memory of no file system.
+
+    Raises:
+        OSError: There is none to be had.
+    """
+    try:
+        return os.memfd_create(_NAME, os.MFD_CLOEXEC | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    return os.memfd_create(_NAME)  # by a kernel that does not know the flag

@@ -10,10 +10,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ts_mps.files import try_lock
 from ts_mps.paths import InstancePaths
@@ -81,7 +81,8 @@ def record(paths: InstancePaths, event: Event) -> None:
 
 def recorded(paths: InstancePaths) -> Iterator[Event]:
     """All events that are kept, oldest first; lines that are none are left out."""
-    return Tail(paths, kept=True).news()
+    with closing(Tail(paths, kept=True)) as tail:
+        yield from tail.news()
 
 
 def followed(paths: InstancePaths, pause: Callable[[], bool]) -> Iterator[Event]:
@@ -91,12 +92,12 @@ def followed(paths: InstancePaths, pause: Callable[[], bool]) -> Iterator[Event]
         paths: The instance.
         pause: Waits a moment for more; False ends it.
     """
-    tail = Tail(paths, kept=True)
-    going = True
-    while going:
+    with closing(Tail(paths, kept=True)) as tail:
+        going = True
+        while going:
+            yield from tail.news()
+            going = pause()
         yield from tail.news()
-        going = pause()
-    yield from tail.news()
 
 
 class Tail:
@@ -109,47 +110,65 @@ class Tail:
 
     def __init__(self, paths: InstancePaths, *, kept: bool) -> None:
         self._path = paths.events
-        self._file, self._offset = 0, 0
-        with suppress(OSError):
-            status = (turned_over(self._path) if kept else self._path).stat()
-            self._file, self._offset = status.st_ino, 0 if kept else status.st_size
+        # Held open: wherever the file is moved to, what is still written there is read.
+        self._stream = _opened(self._path)
+        # Opened after it: if the file is turned over in between, the old one is the one that we hold.
+        self._old = _opened(turned_over(self._path)) if kept else None
+        if self._stream is not None and not kept:
+            self._stream.seek(0, os.SEEK_END)
 
     def news(self) -> Iterator[Event]:
         """What was written since the last call, oldest first. A line without its end is waited for."""
-        file, size = self._now()
-        if file != self._file:
-            # Whoever had it open while it was turned over wrote its line there.
-            yield from self._read(turned_over(self._path))
-            if not file:
-                return
-            self._file, self._offset = file, 0
-        elif size < self._offset:  # cut short, as some log shippers do
-            self._offset = 0
-        if size > self._offset:
-            yield from self._read(self._path)
+        if self._old is not None:
+            if self._stream is None or not _same(self._old, self._stream):
+                yield from _read(self._old)
+            self._old.close()
+            self._old = None
+        # Looked at first: whoever had the file open while it was moved wrote its line there.
+        fresh = self._fresh()
+        if self._stream is not None:
+            yield from _read(self._stream)
+        if fresh is not None:
+            if self._stream is not None:
+                self._stream.close()
+            self._stream = fresh
+            yield from _read(fresh)
 
-    def _now(self) -> tuple[int, int]:
-        """Inode and bytes of the file; 0 where there is none."""
-        try:
-            status = self._path.stat()
-        except OSError:
-            return 0, 0
-        return status.st_ino, status.st_size
+    def close(self) -> None:
+        """Let go of the files."""
+        for stream in (self._stream, self._old):
+            if stream is not None:
+                stream.close()
 
-    def _read(self, path: Path) -> Iterator[Event]:
-        """The rest of the file that is being read, if it is this one."""
-        with suppress(OSError), path.open("rb") as lines:
-            if os.fstat(lines.fileno()).st_ino != self._file:
-                return
-            lines.seek(self._offset)
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                with suppress(ValueError):
-                    value = json.loads(line)
-                    if isinstance(value, dict):
-                        yield Event.from_json(value)
+    def _fresh(self) -> BinaryIO | None:
+        """The file that is there now, if it is another one. One that is gone is not replaced yet."""
+        stream = _opened(self._path)
+        if stream is not None and self._stream is not None and _same(stream, self._stream):
+            stream.close()
+            return None
+        return stream
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    with suppress(OSError):
+        return path.open("rb")
+    return None
+
+
+def _same(one: BinaryIO, other: BinaryIO) -> bool:
+    return os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+
+
+def _read(stream: BinaryIO) -> Iterator[Event]:
+    """The rest of a file."""
+    if os.fstat(stream.fileno()).st_size < stream.tell():  # cut short, as some log shippers do
+        stream.seek(0)
+    while (line := stream.readline()).endswith(b"\n"):
+        with suppress(ValueError):
+            value = json.loads(line)
+            if isinstance(value, dict):
+                yield Event.from_json(value)
+    stream.seek(-len(line), os.SEEK_CUR)
 
 
 def _turn_over(path: Path) -> None:

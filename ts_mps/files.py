@@ -6,8 +6,9 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def known_fields(form: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a dataclass's JSON form its reader knows: a writer of a later version may say more."""
+    return {field.name: value[field.name] for field in fields(form) if field.name in value}
 
 
 def try_lock(path: Path, attempts: int = 1) -> int | None:

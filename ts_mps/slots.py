@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ts_mps.activity import Activity, Attention
 from ts_mps.errors import PlanError
-from ts_mps.files import is_locked, read_json, try_lock, write_json
+from ts_mps.files import is_locked, known_fields, read_json, try_lock, write_json
 from ts_mps.holds import held_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
@@ -73,6 +74,8 @@ class WorkerRecord:
         socket: TorchServe's socket to it, which outlives a SIGKILL.
         got: What it really got of its share; None while it loads.
         listens: Whether it can be asked to leave (:mod:`ts_mps.torchserve.listening`).
+        clock: The same as ``since`` by time.monotonic(), to reckon with: nobody sets it. 0 in the record of an earlier
+            version.
     """
 
     slot: Slot
@@ -86,6 +89,7 @@ class WorkerRecord:
     socket: str | None = None
     got: Share | None = None
     listens: bool = False
+    clock: float = 0.0
 
     @property
     def process(self) -> ProcessId:
@@ -113,7 +117,15 @@ class Claim:
 
     def ready(self, proof: Proof | None, got: Share | None = None, *, listens: bool = False) -> None:
         """The model is loaded, with MPS the process is a proven client, and this is what it got."""
-        self.record = replace(self.record, state="ready", since=time.time(), proof=proof, got=got, listens=listens)
+        self.record = replace(
+            self.record,
+            state="ready",
+            since=time.time(),
+            clock=time.monotonic(),
+            proof=proof,
+            got=got,
+            listens=listens,
+        )
         self._save()
 
     def _save(self) -> None:
@@ -200,7 +212,8 @@ def _seat(
 ) -> Claim:
     gpu = plan.gpu(slot.gpu) if slot.gpu else None
     me = myself()
-    record = WorkerRecord(slot, planned, me.pid, me.started, "loading", time.time(), socket=socket)
+    since, clock = time.time(), time.monotonic()
+    record = WorkerRecord(slot, planned, me.pid, me.started, "loading", since, socket=socket, clock=clock)
     if gpu is None or gpu.cap is None:
         return Claim(instance, record, (lock,))
     paths = home.gpu(gpu.uuid)
@@ -230,18 +243,36 @@ def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
 
 
 def records(instance: InstancePaths) -> Iterator[tuple[WorkerRecord, bool]]:
-    """The last worker of every slot that had one, and whether it lives."""
+    """The last worker of every slot that had one, and whether it lives; without those of :func:`unreadable`."""
     for lock in sorted(instance.slots.glob("*.lock")):
         # The record after the lock: whoever takes the slot writes its own record later.
         living = is_locked(lock)
-        value = read_json(lock.with_suffix(".json"))
-        if value is None:
-            continue
-        slot = Slot(**{**value["slot"], "cores": tuple(value["slot"]["cores"])})
-        proof = Proof(**value["proof"]) if value["proof"] else None
-        got = value.get("got")
-        share = Share(**{**got, "cores": tuple(got["cores"])}) if got else None
-        yield WorkerRecord(**{**value, "slot": slot, "proof": proof, "got": share}), living
+        record = _record(lock.with_suffix(".json"))
+        if record is not None:
+            yield record, living
+
+
+def unreadable(instance: InstancePaths) -> tuple[Path, ...]:
+    """The records that a worker of another version wrote and that say too little for this one."""
+    return tuple(path for path in sorted(instance.slots.glob("*.json")) if _record(path) is None)
+
+
+def _record(path: Path) -> WorkerRecord | None:
+    """The record in a file; None if there is none that can be read.
+
+    Workers are started from disk: after an upgrade in place they are newer than the guardian that reads this.
+    """
+    value = read_json(path)
+    if value is None:
+        return None
+    with suppress(KeyError, TypeError):
+        value["slot"] = Slot(**{**known_fields(Slot, value["slot"]), "cores": tuple(value["slot"]["cores"])})
+        if proof := value.get("proof"):
+            value["proof"] = Proof(**known_fields(Proof, proof))
+        if got := value.get("got"):
+            value["got"] = Share(**{**known_fields(Share, got), "cores": tuple(got["cores"])})
+        return WorkerRecord(**known_fields(WorkerRecord, value))
+    return None
 
 
 def batch_of(instance: InstancePaths, number: int) -> int | None:
@@ -252,7 +283,7 @@ def batch_of(instance: InstancePaths, number: int) -> int | None:
 def sockets(instance: InstancePaths) -> tuple[Path, ...]:
     """TorchServe's sockets to the workers that hold or held a slot; a worker that is killed leaves its own behind."""
     records = (read_json(path) for path in sorted(instance.slots.glob("*.json")))
-    return tuple(Path(record["socket"]) for record in records if record and record["socket"])
+    return tuple(Path(record["socket"]) for record in records if record and record.get("socket"))
 
 
 def busy(instance: InstancePaths) -> tuple[WorkerRecord, ...]:

@@ -95,7 +95,6 @@ class TestGuardian:
             assert eventually(lambda: load.good_since(0.0))
             serving.state().guardian.send(signal.SIGKILL)
             assert eventually(lambda: "nothing watches it" in serving.ts_mps("status").stdout, 5)
-            Path(serving.state().pid_file).unlink()  # as systemd-tmpfiles does to what is ten days old
             process = serving.popen(serving.start_command(*START, "--foreground"))
             assert eventually(lambda: serving.state().guardian.pid == process.pid and serving.status().as_planned, 30)
             assert (serving.state().java, pids(serving)) == (java, workers)
@@ -108,6 +107,17 @@ class TestGuardian:
         assert eventually(lambda: serving.state().java != java and serving.state().phase == "serving", 40)
         stop(serving)
         assert process.wait(10) == 0
+
+    def test_one_that_is_taken_over_while_torchserve_is_told_to_end_is_not_started_again(self, serving):
+        begin(serving)
+        serving.state().guardian.send(signal.SIGKILL)
+        assert eventually(lambda: not serving.state().guardian.alive(), 5)
+        Path(serving.state().pid_file).unlink()  # `torchserve --stop` removes it, and sends SIGTERM
+        process = serving.popen(serving.start_command(*START, "--foreground"))
+        assert eventually(lambda: serving.state().guardian.pid == process.pid and serving.status().as_planned, 30)
+        serving.state().java.send(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert serving.left() == [] and "java-gone" not in kinds(serving)
 
     def test_other_models_are_refused_and_nothing_is_touched(self, serving):
         begin(serving)

@@ -20,7 +20,8 @@ from ts_mps.slots import WorkerRecord
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
 
-LONG_AGO = time.time() - 3600
+#: Seconds of time.monotonic().
+LONG_AGO = time.monotonic() - 3600
 
 
 class Model:
@@ -34,18 +35,26 @@ class Model:
         self.locks: list[int] = []
         prepared = SimpleNamespace(paths=self.paths, arguments=SimpleNamespace(wait_timeout=0.3))
         self.said: list[str] = []
+        self.lost_loading = LONG_AGO
         self.stage = Stage(
-            prepared, Plan((), ()), self, self.said.append, lambda plan: None, lambda: None, lambda: False
+            prepared,
+            Plan((), ()),
+            self,
+            self.said.append,
+            lambda plan: None,
+            lambda: None,
+            lambda: False,
+            lambda model: self.lost_loading if model == "bert" else time.monotonic(),
         )
         self.crew = Crew(self.stage, ("bert", "1.0"))
 
     def thread(self, pid: int, *, ready: bool = False) -> None:
         self.threads.append(WorkerStatus(str(9000 + len(self.threads)), pid, "READY" if ready else "UNLOADING", "N/A"))
 
-    def worker(self, slot: int, pid: int, *, lives: bool = True, state: str = "ready", since: float = LONG_AGO) -> None:
+    def worker(self, slot: int, pid: int, *, lives: bool = True, state: str = "ready", clock: float = LONG_AGO) -> None:
         """Somebody is in a slot, or was the last one there."""
-        place = Slot(slot, "bert", "1.0", None)
-        write_json(self.paths.slots / f"{slot:03}.json", asdict(WorkerRecord(place, True, pid, 1, state, since)))
+        record = WorkerRecord(Slot(slot, "bert", "1.0", None), True, pid, 1, state, time.time(), clock=clock)
+        write_json(self.paths.slots / f"{slot:03}.json", asdict(record))
         lock = try_lock(self.paths.slots / f"{slot:03}.lock")
         assert lock is not None
         if lives:
@@ -105,12 +114,31 @@ def test_one_that_is_in_a_pause_between_two_tries_did_not(after_a_hold):
 
 
 @pytest.mark.parametrize(
-    ("state", "since"),
-    [("ready", LONG_AGO), ("loading", time.time())],
-    ids=["a worker that served has just died", "one was killed while it loaded"],
+    ("state", "seconds_ago"),
+    [("ready", 3600), ("loading", 0), ("loading", 60 + 144)],
+    ids=["a worker that served has just died", "one was killed while it loaded", "after it had loaded for a minute"],
 )
-def test_one_whose_worker_has_just_gone_did_not(after_a_hold, state, since):
-    after_a_hold.worker(2, 50, lives=False, state=state, since=since)
+def test_one_whose_worker_has_just_gone_did_not(after_a_hold, state, seconds_ago):
+    after_a_hold.worker(2, 50, lives=False, state=state, clock=time.monotonic() - seconds_ago)
+    assert after_a_hold.gave_up == [False, False, False]
+
+
+def test_one_whose_worker_was_killed_while_it_loaded_long_ago_did(after_a_hold):
+    after_a_hold.worker(2, 50, lives=False, state="loading", clock=time.monotonic() - 300)
+    assert after_a_hold.gave_up == [True, False, False]
+
+
+def test_one_whose_slot_another_one_took_while_it_waits_did_not(after_a_hold):
+    after_a_hold.lost_loading = time.monotonic() - 140  # its own record is the other one's by now
+    assert after_a_hold.gave_up == [False, False, False]
+    after_a_hold.lost_loading = time.monotonic() - 180
+    assert after_a_hold.gave_up == [True, False, False]
+
+
+def test_a_clock_that_was_set_makes_nobody_give_up(after_a_hold, monkeypatch):
+    after_a_hold.worker(2, 50, lives=False, state="loading", clock=time.monotonic())
+    tomorrow = time.time() + 86400
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
     assert after_a_hold.gave_up == [False, False, False]
 
 
@@ -135,6 +163,15 @@ def test_of_fewer_it_is_none_and_only_who_is_to_go_is_parked(after_a_hold):
 def test_as_many_as_there_are_need_no_asking(after_a_hold):
     course._to(after_a_hold.stage, after_a_hold.crew, 2)
     assert after_a_hold.scaled == [] and after_a_hold.said == []
+
+
+def test_where_no_thread_works_the_change_says_so(model):
+    model.refused(50, seconds_ago=1000)
+    model.thread(50)
+    with pytest.raises(crew.NotReadyError, match="TorchServe starts no worker of model bert"):
+        course._first(model.crew)
+    model.thread(51, ready=True)
+    assert course._first(model.crew) == 51
 
 
 def test_to_a_number_that_torchserve_believes_to_have_one_more_is_asked_for(after_a_hold):

@@ -76,7 +76,11 @@ class Guardian:
         monkeypatch.setattr(Changer, "_carry_out", lambda changer, job, stage: self.work(stage))
         monkeypatch.setattr(module.Crew, "heed", lambda crew, attention: None)
         self.changer = Changer(
-            prepared, state(short_dir), lambda event: self.events.append(event.kind), self.plans.append
+            prepared,
+            state(short_dir),
+            lambda event: self.events.append(event.kind),
+            self.plans.append,
+            lambda model: float("-inf"),
         )
 
     def work(self, stage) -> None:

@@ -71,6 +71,25 @@ def test_a_model_that_is_being_changed_is_left_alone():
     assert any(isinstance(a, ReviveModel) for a in judge(world.memory, free, world.now).actions)
 
 
+def test_one_that_was_killed_while_it_loaded_was_a_try_and_is_told_to_the_change():
+    world = World()
+    world.kill(2)
+    look(world, Underway())
+    assert world.memory.lost_loading == {}, "it had been ready: TorchServe tries again within a second"
+    world.now += GIVEN_UP - 30
+    world.workers[2] = world.fresh(PLACES[2])
+    look(world, Underway())
+    world.kill(2)
+    look(world, Underway())
+    assert world.memory.lost_loading == {"rank": world.now}
+    tried = world.now
+    world.now += GIVEN_UP - 30
+    assert not any(isinstance(a, ReviveModel) for a in judge(world.memory, world.seen(), world.now).actions)
+    world.now += 31
+    revived = [a for a in judge(world.memory, world.seen(), world.now).actions if isinstance(a, ReviveModel)]
+    assert revived == [ReviveModel("rank", "1.0", 1, 0, tried)]
+
+
 def test_what_is_remembered_of_slots_that_go_goes_with_them():
     process = ProcessId(7, 1)
     memory = Memory(

@@ -12,7 +12,7 @@ import time
 import pytest
 from support import eventually
 
-from ts_mps.guardian.signals import ENDING, WAITED_FOR, Interrupted, Signals
+from ts_mps.guardian.signals import ENDING, ONE_WISH, WAITED_FOR, Interrupted, Signals
 
 
 @pytest.fixture
@@ -42,10 +42,19 @@ def test_they_come_in_the_order_of_their_coming(signals):
 def test_the_second_one_hurries_and_that_stays_so(signals):
     send(signal.SIGTERM)
     assert signals.wait(5.0) and not signals.hurried()
+    time.sleep(ONE_WISH)
     send(signal.SIGHUP)
     assert not signals.hurried()
     send(signal.SIGINT)
     assert signals.hurried() and signals.wait(5.0) and signals.hurried()
+
+
+def test_two_signals_of_one_keystroke_are_one_wish(signals):
+    """`timeout` kills its child and then its group; a closing terminal is told by the kernel and by the shell."""
+    send(signal.SIGTERM)
+    assert signals.wait(5.0)
+    send(signal.SIGTERM, signal.SIGINT)
+    assert signals.wait(5.0) and not signals.hurried()
 
 
 def test_a_hang_up_asks_for_a_reload_and_ends_nothing(signals):

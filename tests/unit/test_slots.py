@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ts_mps import slots
-from ts_mps.activity import Activity, Attention
+from ts_mps.activity import UNKNOWN, Activity, Attention
 from ts_mps.errors import PlanError
 from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
@@ -347,10 +348,12 @@ class TestRecord:
 
     def test_ready_keeps_the_proof(self, home, instance):
         held = claim(home, instance, make_plan(("m", "1.0", 0)), "m", "1.0", on_gpu=True, socket="/tmp/.ts.sock.9000")
-        before = time.time()
+        before, clock = time.time(), time.monotonic()
+        (loading,) = workers(instance)
+        assert clock - 60 < loading.clock <= clock
         held.ready(Proof(server=462, time=before))
         (record,) = workers(instance)
-        assert record == held.record
+        assert record == held.record and record.clock >= clock
         assert (record.state, record.proof, record.pid) == ("ready", Proof(462, before), os.getpid())
         assert record.since >= before and record.socket == "/tmp/.ts.sock.9000"
 
@@ -420,6 +423,52 @@ class TestActivity:
         os.close(reader)
         os.close(writer)
         assert precious.read_bytes() == bytes(Activity._SIZE)
+
+    def test_a_strangers_descriptor_is_not_even_opened(self, tmp_path, monkeypatch):
+        """To open a watchdog's device starts it."""
+        opened = []
+        monkeypatch.setattr(os, "open", lambda *words: opened.append(words))
+        with (tmp_path / "precious").open("wb") as stream:
+            stream.truncate(Activity._SIZE)
+            (tmp_path / "precious").unlink()
+            (tmp_path / "page").symlink_to(f"/proc/{os.getpid()}/fd/{stream.fileno()}")
+            assert Activity.batch(tmp_path / "page") is None and opened == []
+
+    def test_of_one_that_hides_nobody_knows_that_it_is_idle(self, tmp_path):
+        code = (
+            "import ctypes, sys, time; from pathlib import Path; from ts_mps.activity import Activity;"
+            "page = Activity.create(Path(sys.argv[1])); assert ctypes.CDLL(None).prctl(4, 0) == 0;"  # PR_SET_DUMPABLE
+            "print('hides', flush=True); time.sleep(60)"
+        )
+        path = tmp_path / "page"
+        worker = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+        assert worker.stdout is not None and worker.stdout.readline() == "hides\n"
+        tmp_path.chmod(0o755)
+        child = os.fork()
+        if child == 0:
+            os.chdir(tmp_path)
+            if os.getuid() == 0:
+                os.setuid(65534)  # root may look at everything
+            here = Path("page")
+            unknown = Activity.batch(here) == UNKNOWN and Activity.is_busy(here)
+            os._exit(0 if unknown and not Activity.is_parked(here) and Activity.taken(here) == 0 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        worker.kill()
+        worker.communicate()
+
+    @pytest.mark.parametrize(("known", "refused"), [(True, errno.EACCES), (False, errno.EINVAL)])
+    def test_a_page_on_a_hardened_host_and_on_an_old_one(self, tmp_path, monkeypatch, known, refused):
+        """vm.memfd_noexec=2 refuses memory that might be run; a kernel before 6.3 does not know the flag against it."""
+        make = os.memfd_create
+
+        def create(name: str, flags: int = os.MFD_CLOEXEC) -> int:
+            if bool(flags & 0x8) != known:
+                raise OSError(refused, os.strerror(refused))
+            return make(name, flags & ~0x8)
+
+        monkeypatch.setattr(os, "memfd_create", create)
+        Activity.create(tmp_path / "page").begin()
+        assert Activity.is_busy(tmp_path / "page")
 
     def test_another_process_sees_it_at_once(self, tmp_path):
         page = Activity.create(tmp_path / "page")

@@ -25,6 +25,9 @@ from ts_mps.processes import ProcessId
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
 from ts_mps.torchserve.client import ApiError
 
+#: Seconds of time.monotonic().
+LONG_AGO = float("-inf")
+
 
 class Management:
     """TorchServe's management API, which refuses the first ``silent`` questions with a status."""
@@ -35,6 +38,7 @@ class Management:
         self.gate = gate
         self.asked = 0
         self.scaled: list[tuple[str, str, int]] = []
+        self.retry_seconds = 300
 
     def describe(self, name: str) -> tuple[ModelStatus, ...]:
         if self.gate is not None:
@@ -43,7 +47,8 @@ class Management:
         if self.asked <= self.silent:
             raise ApiError("TorchServe does not answer.", status=self.status)
         workers = tuple(WorkerStatus(str(9000 + number), 0, "UNLOADING", "") for number in range(3))
-        return tuple(ModelStatus(name, version, 4, 4, 1, workers, 0, 20) for version in ("1.0", "2.0"))
+        retry = self.retry_seconds
+        return tuple(ModelStatus(name, version, 4, 4, 1, workers, 0, 20, retry) for version in ("1.0", "2.0"))
 
     def scale(self, name: str, version: str, workers: int) -> None:
         self.scaled.append((name, version, workers))
@@ -100,17 +105,67 @@ def test_one_model_does_not_wait_for_another(actor):
     repair = actor(api)
     child = subprocess.Popen(["sleep", "60"])
     process = ProcessId.of(child.pid)
-    repair.start([ReviveModel("bert", "1.0", 4, 1), EndProcesses("GPU-0", (process,))])
+    repair.start([ReviveModel("bert", "1.0", 4, 1, LONG_AGO), EndProcesses("GPU-0", (process,))])
     assert child.wait(10) == -signal.SIGKILL, "while the other still waits for TorchServe"
     gate.set()
     assert settle(repair) == {"bert": "", "GPU-0": ""}
     assert api.scaled == [("bert", "1.0", 6)], "three that live or gave up, and three more"
 
 
+def test_a_version_that_torchserve_no_longer_has_is_a_failure_to_scale(actor):
+    repair = actor(api := Management())
+    repair.start([ScaleModel("bert", "3.0", 2)])
+    assert "TorchServe knows no version 3.0 of model bert" in settle(repair)["bert"]
+    assert api.scaled == [] and repair.scaled == {}
+
+
+@pytest.mark.parametrize(
+    ("retry", "quiet", "revived"), [(300, 200, 1), (3600, 200, 0), (3600, 1700, 1)], ids=["usual", "patient", "over"]
+)
+def test_a_model_whose_threads_still_try_is_not_revived(actor, retry, quiet, revived):
+    api = Management()
+    api.retry_seconds = retry
+    repair = actor(api)
+    repair.start([ReviveModel("bert", "1.0", 4, 1, time.monotonic() - quiet)])
+    assert settle(repair) == {"bert": ""}
+    assert len(api.scaled) == revived
+
+
+def test_nor_is_one_that_was_asked_for_workers_just_now(actor):
+    repair = actor(api := Management())
+    repair.start([ReviveModel("bert", "1.0", 4, 1, LONG_AGO)])
+    settle(repair)
+    repair.start([ScaleModel("bert", "2.0", 4)])
+    settle(repair)
+    repair.start([ReviveModel("bert", version, 4, 1, LONG_AGO) for version in ("1.0", "2.0")])
+    settle(repair)
+    assert api.scaled == [("bert", "1.0", 6), ("bert", "2.0", 4)]
+
+
 def test_timeouts_are_learnt(actor):
     repair = actor(Management(silent=1))
     repair.start([LearnTimeout("bert")])
-    assert settle(repair) == {"bert": ""} and repair.timeouts == {"bert": 20.0}
+    assert repair.unlearnt == {"bert"}
+    assert settle(repair) == {"bert": ""} and repair.timeouts == {"bert": 20.0} and not repair.unlearnt
+
+
+def test_a_timeout_once_known_counts_until_another_one_is(actor, monkeypatch):
+    api = Management()
+    repair = actor(api)
+    repair.start([LearnTimeout("bert")])
+    settle(repair)
+    api.asked, api.silent, api.status = 0, 100, 404
+    repair.start([LearnTimeout("bert")])
+    assert settle(repair) == {"bert": "TorchServe does not answer."}
+    assert repair.timeouts == {"bert": 20.0} and repair.unlearnt == {"bert"}
+
+
+def test_a_failure_that_says_nothing_is_a_failure(actor, monkeypatch):
+    api = Management()
+    monkeypatch.setattr(api, "describe", lambda name: (_ for _ in ()).throw(TimeoutError()))
+    repair = actor(api)
+    repair.start([LearnTimeout("bert")])
+    assert settle(repair) == {"bert": "TimeoutError()"}
 
 
 def test_a_process_that_has_gone_is_not_mistaken_for_its_successor(actor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 from judging import GPUS, PLACES, TIMEOUT, World
 
+from ts_mps.activity import UNKNOWN
 from ts_mps.events import Event
 from ts_mps.guardian.watch.case import AGAIN
 from ts_mps.guardian.watch.crashes import QUIET
@@ -346,6 +348,25 @@ def test_a_timeout_is_learnt_anew_once_all_workers_are_others():
     assert learnt() == []
 
 
+def test_a_timeout_that_was_not_answered_is_asked_for_again_after_a_while():
+    world, asked = World(), []
+    for _ in range(3 * int(WAKE_AGAIN)):
+        world.now += 1
+        judgement = judge(world.memory, replace(world.seen(), unlearnt=frozenset({"bert"})), world.now)
+        world.memory, world.ask = judgement.memory, judgement.ask
+        asked += [(action.model, world.now) for action in judgement.actions if isinstance(action, LearnTimeout)]
+    assert [model for model, _ in asked] == ["bert"] * len(asked) and len(asked) in (2, 3)
+    times = [at for _, at in asked]
+    assert all(later - earlier == WAKE_AGAIN for earlier, later in pairwise(times))
+
+
+def test_one_that_hides_what_it_is_at_is_not_taken_for_one_that_hangs():
+    world = World()
+    world.workers[3].hung_since = UNKNOWN
+    world.tick(2 * int(TIMEOUT))
+    assert kinds(world) == [] and world.ended == []
+
+
 def test_one_that_comes_and_goes_between_two_looks_is_counted():
     world = World()
     world.kill(2)
@@ -458,6 +479,7 @@ def test_where_torchserve_gave_up_it_is_asked_again():
     world = World()
     world.asleep = {"rank"}  # as far as the judge knows it is awake
     world.kill(2)
+    gone = world.now + 1
     asked = []
     for _ in range(int(2.5 * GIVEN_UP)):
         world.now += 1
@@ -465,7 +487,9 @@ def test_where_torchserve_gave_up_it_is_asked_again():
         world.memory = judgement.memory
         asked += [(action, world.now) for action in judgement.actions]
     revived = [action for action, _ in asked if isinstance(action, ReviveModel)]
-    assert revived == [ReviveModel("rank", "1.0", 1, 0)] * 2
+    assert revived == [ReviveModel("rank", "1.0", 1, 0, gone)] * 2, (
+        "as old at the second time: it may not have been heard"
+    )
     assert not any(isinstance(action, ScaleModel) for action, _ in asked)
 
 

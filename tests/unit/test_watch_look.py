@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import eventually, simulated_gpu
 
 from ts_mps import events
+from ts_mps.activity import UNKNOWN
 from ts_mps.errors import MpsError
 from ts_mps.events import Event, Tail, record
 from ts_mps.files import read_json, write_json
 from ts_mps.gpu.presence import Presence, why_lost
+from ts_mps.guardian import problems
 from ts_mps.guardian.watch.judge import judge
 from ts_mps.guardian.watch.look import ASK_EVERY, Looker
 from ts_mps.guardian.watch.memory import Fault, Memory
@@ -229,6 +233,16 @@ def test_nobody_is_shown_as_a_client_of_a_daemon_that_says_nothing(daemon, fault
     assert daemon == "off" or shown.gpus[0].clients == (2 if attached else 0)
 
 
+def test_workers_that_hide_what_they_are_at_are_counted_and_told():
+    worker = WorkerSeen(ProcessId(10, 1), 0, "m", "1.0", True, UUID, True)
+    places = tuple(Place(n, "m", "1.0", UUID) for n in range(3))
+    seen = Seen(True, (), (worker, *(replace(worker, slot=n, batch=UNKNOWN) for n in (1, 2))), places)
+    shown = watched(Memory(), seen, java_restarts=0, took=0.0)
+    assert shown.models[0].hidden == 2
+    (problem,) = problems.of_watch(shown, shown.clock)
+    assert "(2 of model m)" in problem and "a hang is left to TorchServe" in problem
+
+
 WORKERS = """
 import sys, time
 from pathlib import Path
@@ -240,7 +254,7 @@ gpu = PlannedGpu(0, sys.argv[2], "NVIDIA H200", 48, "/pipe")
 plan = Plan((gpu,), tuple(Slot(n, "m", "1.0", gpu.uuid) for n in range(48)))
 held = [claim(home, home.instance("default"), plan, "m", "1.0", on_gpu=True) for _ in plan.slots]
 for one in held:
-    one.ready(Proof(1, time.monotonic()))
+    one.ready(Proof(1, time.time()))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -279,6 +293,34 @@ def test_without_a_control_program_or_a_process_to_be_had_the_look_goes_on(home,
         (gpu,) = look.look(java=True, now=now).gpus
         assert (gpu.daemon, gpu.asked, gpu.answers) == ("silent", True, False)
     assert look.look(java=True, now=now + 1).gpus[0].answers, "asked again at once"
+
+
+def test_news_of_a_file_that_was_renamed_by_its_date(home):
+    """As logrotate does with dateext; and the one that writes may hold it open."""
+    paths = home.instance("default")
+    record(paths, Event("worker-fault", "early"))
+    tail = Tail(paths, kept=False)
+    record(paths, Event("worker-fault", "late"))
+    dated = paths.events.rename(paths.events.with_name("events.jsonl-20261121"))
+    assert [event.text for event in tail.news()] == ["late"], "nobody has written since"
+    with dated.open("a") as stream:
+        stream.write(json.dumps(Event("worker-fault", "later").as_json()) + "\n")
+    record(paths, Event("worker-fault", "after"))
+    assert [event.text for event in tail.news()] == ["later", "after"]
+    assert list(tail.news()) == []
+    tail.close()
+
+
+def test_what_is_kept_is_read_although_it_is_turned_over_at_that_moment(home):
+    paths = home.instance("default")
+    record(paths, Event("first", ""))
+    paths.events.replace(events.turned_over(paths.events))
+    record(paths, Event("second", ""))
+    tail = Tail(paths, kept=True)
+    paths.events.replace(events.turned_over(paths.events))
+    record(paths, Event("third", ""))
+    assert [event.kind for event in tail.news()] == ["first", "second", "third"]
+    tail.close()
 
 
 def test_news_after_the_file_was_cut_short(home):

@@ -63,9 +63,16 @@ def died(server: Server, process: subprocess.Popen[bytes]) -> bool:
     return ended.told
 
 
-def test_whose_pid_file_was_missing_at_the_take_over_was_not_told_to_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("seconds", "told"), [(0, True), (ENDING - 30, True), (ENDING + 1, False)])
+def test_whose_pid_file_was_missing_at_the_take_over_may_just_be_ending(tmp_path, monkeypatch, seconds, told) -> None:
+    """It was taken over in the seconds after `torchserve --stop`, or a tidier removed the file long ago."""
     process = child("sleep 60")
-    assert not died(Server(ProcessId.of(process.pid), None, tmp_path / "pid"), process)
+    server = Server(ProcessId.of(process.pid), None, tmp_path / "pid")
+    assert server.ended() is None and not server.nameless
+    now = time.monotonic()
+    monkeypatch.setattr("ts_mps.guardian.server.time.monotonic", lambda: now + seconds)
+    assert server.nameless is not told, "only then the file is written anew"
+    assert died(server, process) == told and not server.nameless
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(ENDING - 30, True), (ENDING + 1, False)])

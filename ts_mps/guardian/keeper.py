@@ -65,7 +65,7 @@ class Keeper:
         self._expected = expected(prepared)
         api = state.endpoints.api(REPAIR_API_SECONDS)
         self._watch = Watch(prepared.home, prepared.paths, prepared.plan, leases, api, log)
-        self._changer = Changer(prepared, state, self._watch.tell, self._adopt)
+        self._changer = Changer(prepared, state, self._watch.tell, self._adopt, self._watch.lost_loading)
         self._ends: tuple[float, ...] = ()
         self._restart_at: float | None = None
         self._restarts = 0

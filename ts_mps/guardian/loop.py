@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ts_mps.errors import PreflightError, TsMpsError
 from ts_mps.events import Event
-from ts_mps.files import read_json, try_lock
+from ts_mps.files import try_lock
 from ts_mps.guardian.health import Health
 from ts_mps.guardian.keeper import Keeper
 from ts_mps.guardian.launch import expected, first_state, write_folder
@@ -21,6 +21,7 @@ from ts_mps.guardian.ready import Evidence, wait_ready
 from ts_mps.guardian.server import Server, note_pid
 from ts_mps.guardian.signals import Interrupted, Signals
 from ts_mps.guardian.state import State
+from ts_mps.guardian.stop import drain_asked
 from ts_mps.guardian.takedown import longest, take_down
 from ts_mps.mps.daemon import Lease, acquire, adopt
 from ts_mps.processes import ProcessId, myself
@@ -161,11 +162,7 @@ class Guardian:
             TsMpsError: A daemon that is gone does not come back; what serves is left as it is.
         """
         prepared = self._prepared
-        pid_path = Path(self._state.pid_file)
-        self._server = Server(self._state.java, None, pid_path)
-        if not pid_path.exists():
-            with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to take it over
-                note_pid(pid_path, self._server)
+        self._server = Server(self._state.java, None, Path(self._state.pid_file))
         if prepared.mps.on:
             for gpu in prepared.gpus:
                 self._report(f"GPU {gpu.index}: taking over the MPS daemon")
@@ -239,9 +236,10 @@ class Guardian:
             if signals.hung_up():
                 keeper.reload()
             if ending:
-                asked = read_json(self._prepared.paths.stop_request) or {}
-                drain = float(asked.get("drain_timeout", self._state.drain_timeout))
+                drain = drain_asked(self._prepared.paths, self._state)
                 self._stopping(drain)
+                with suppress(OSError):  # who asks for a stop now shall wait, and not hurry this one
+                    self._become(self._state.to("stopping"))
                 keeper.close(signals.hurried)
                 self._down(signals, drain=drain)
                 return 0
@@ -254,6 +252,9 @@ class Guardian:
                 keeper.close()
                 self._down(signals, drain=0.0)
                 return code
+            if keeper.server.nameless:
+                with suppress(TsMpsError):  # `torchserve --stop` will not find it; that is no reason not to serve
+                    note_pid(Path(self._state.pid_file), keeper.server)
             keeper.alive()
             self._notifier.status(": ".join(filter(None, (keeper.state.phase, keeper.state.why))))
             if time.monotonic() >= next_turn:

@@ -172,14 +172,16 @@ def check_not_running(arguments: StartArguments, paths: InstancePaths) -> None:
     """Refuse to start what runs already.
 
     Raises:
-        TsMpsError: This instance, or for the default one a TorchServe of this temp folder, is running.
+        TsMpsError: This instance, or for the default one a TorchServe of this temp folder, is running, or its state is
+            of a version that is not known here.
     """
+    # First, since who reads "already running" goes to ts-mps stop, which cannot stop what is of another version.
+    state = load_state(paths)
     if guardian_lives(paths):
         raise TsMpsError(
             f"Instance {paths.name} is already running.",
             f"See: ts-mps status{_name(paths)}. Stop it with: ts-mps stop{_name(paths)}",
         )
-    state = load_state(paths)
     if state is not None and state.java is not None and state.java.alive():
         raise TsMpsError(
             f"TorchServe of instance {paths.name} (pid {state.java.pid}) is still running though its guardian is gone.",

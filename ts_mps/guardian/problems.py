@@ -61,6 +61,11 @@ def of_watch(watched: Watched | None, now: float) -> list[str]:
     ]
     if watched.changing:
         found.append(f"It is being changed ({watched.changing}).")
+    if hidden := ", ".join(f"{model.hidden} of model {model.name}" for model in watched.models if model.hidden):
+        found.append(
+            f"Workers that hide from the guardian what they are at ({hidden}): a hang is left to TorchServe, and a "
+            "stop takes them for busy. They have made themselves undumpable, or have more rights than the guardian."
+        )
     return found + [
         f"Model {model.name}: {count} of {model.planned} places are held back: {reason}"
         for model in watched.models

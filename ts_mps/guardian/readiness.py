@@ -54,7 +54,11 @@ class Seen:
 
 
 def see(paths: InstancePaths) -> Seen:
-    """Read the files."""
+    """Read the files.
+
+    Raises:
+        TsMpsError: The state is of a version that is not known here.
+    """
     state = load_state(paths)
     java = state is not None and state.java is not None and state.java.alive()
     return Seen(state, load_watched(paths), guardian_lives(paths), java, time.monotonic())

@@ -44,15 +44,15 @@ class Server:
     Args:
         process: It.
         child: The same where this guardian started it.
-        pid_file: TorchServe's pid file.
+        pid_path: TorchServe's pid file.
     """
 
-    def __init__(self, process: ProcessId | None, child: subprocess.Popen[bytes] | None, pid_file: Path) -> None:
+    def __init__(self, process: ProcessId | None, child: subprocess.Popen[bytes] | None, pid_path: Path) -> None:
         self.process = process
         self._child = child
-        self._pid_file = pid_file
-        #: Since when java has lived on without its pid file, by time.monotonic(); None while the file is there.
-        self._unnamed: float | None = None if pid_file.exists() else float("-inf")
+        self._pid_path = pid_path
+        #: Since when java has been seen to live on without its pid file, by time.monotonic(); None while it is there.
+        self._unnamed: float | None = None
 
     @classmethod
     def start(cls, prepared: Prepared, pid_path: Path, *, again: bool) -> Server:
@@ -103,7 +103,7 @@ class Server:
         """How it ended; None while it runs."""
         if self._child is None:
             if self.process is not None and self.process.alive():
-                self._unnamed = None if self._pid_file.exists() else self._unnamed or time.monotonic()
+                self._unnamed = None if self._pid_path.exists() else self._unnamed or time.monotonic()
                 return None
             return Ended(self._was_told(), "with a status that only its dead parent could know")
         status = self._child.poll()
@@ -112,14 +112,21 @@ class Server:
         how = f"by signal {-status}" if status < 0 else f"with status {status}"
         return Ended(status in TOLD_TO_END, how)
 
+    @property
+    def nameless(self) -> bool:
+        """Whether it, no child of ours, has lived on without its pid file for so long that nobody told it to end."""
+        return self._long_unnamed() and self.process is not None and self.process.alive()
+
     def _was_told(self) -> bool:
         """Whether `torchserve --stop` told it to end: nobody but its parent learns the status.
 
         That removes the pid file, and a crash does not. But others do as well: systemd-tmpfiles removes what has been
         in /tmp for ten days. So one that lived on for long without its file was not told by the one who removed it.
         """
-        since = time.monotonic() if self._unnamed is None else self._unnamed
-        return not self._pid_file.exists() and time.monotonic() - since < ENDING
+        return not self._pid_path.exists() and not self._long_unnamed()
+
+    def _long_unnamed(self) -> bool:
+        return self._unnamed is not None and time.monotonic() - self._unnamed >= ENDING
 
 
 def pause(ends: tuple[float, ...], now: float) -> float | None:

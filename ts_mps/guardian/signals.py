@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import time
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +16,9 @@ WAITED_FOR = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 #: Signals that end the instance. SIGHUP asks for a reload, as it does of most servers; it ends an instance in front
 #: whose terminal was closed, of which nobody would see anything any more.
 ENDING = frozenset({signal.SIGTERM, signal.SIGINT})
+#: Seconds from the first ending signal on in which another one is the same: one Ctrl-C, or one terminal that is closed,
+#: may come to a process twice, by the kernel and by a shell or a `timeout` that passes it on.
+ONE_WISH = 0.5
 
 
 class Interrupted(Exception):
@@ -33,7 +37,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         self._ending: list[int] = []
-        self._endings = 0
+        self._first_ending: float | None = None
+        self._hurried = False
         self._hung_up = False
         # Who starts us under nohup wants to close the terminal.
         self._at_terminal = _at_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
@@ -67,8 +72,8 @@ class Signals:
         return tuple(ending)
 
     def hurried(self) -> bool:
-        """Whether a second ending signal came; once it did, that stays so."""
-        return self._endings > 1
+        """Whether an ending signal came :data:`ONE_WISH` after the first one, or later; once it did, that stays so."""
+        return self._hurried
 
     def hung_up(self) -> bool:
         """Whether a SIGHUP that asks for a reload came since the last call."""
@@ -89,7 +94,9 @@ class Signals:
         # The socket only wakes: a flood of SIGCHLD may fill it, and an ending signal must not be lost with the rest.
         if signum in ENDING or (signum == signal.SIGHUP and self._at_terminal and not _at_terminal()):
             self._ending.append(signum)
-            self._endings += 1
+            now = time.monotonic()
+            self._first_ending = now if self._first_ending is None else self._first_ending
+            self._hurried = self._hurried or now - self._first_ending >= ONE_WISH
         elif signum == signal.SIGHUP:
             self._hung_up = True
 

@@ -6,13 +6,14 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ts_mps.files import is_locked, read_json, write_json
+from ts_mps.errors import TsMpsError
+from ts_mps.files import is_locked, known_fields, read_json, write_json
 from ts_mps.paths import InstancePaths
 from ts_mps.processes import ProcessId
 from ts_mps.torchserve.endpoints import Endpoints
 
-#: Version of the state's JSON form.
-STATE_VERSION = 2
+#: Version of the state's JSON form. It stays the same where fields with defaults are added.
+STATE_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,32 @@ class State:
 
 
 def load_state(paths: InstancePaths) -> State | None:
-    """The instance's last state; None if there is none or it is of another version."""
+    """The instance's last state; None if it has never been started here.
+
+    Raises:
+        TsMpsError: It is of a version that is not known here: what runs cannot be told, and must not be taken for
+            nothing.
+    """
     value = read_json(paths.state)
-    if value is None or value.pop("version", None) != STATE_VERSION:
+    if value is None:
         return None
-    gpus = tuple(GpuState(**{**gpu, "daemon": _process(gpu["daemon"])}) for gpu in value.pop("gpus"))
+    try:
+        if value["version"] != STATE_VERSION:
+            raise ValueError(f"it is of version {value['version']}, and this ts-mps reads version {STATE_VERSION}")
+        return _state(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise TsMpsError(
+            f"The state {paths.state} of instance {paths.name} cannot be read: {error}.",
+            "Stop the instance with the ts-mps that started it; if nothing of it runs any more, remove that file.",
+        ) from error
+
+
+def _state(value: dict[str, Any]) -> State:
+    gpus = (GpuState(**{**known_fields(GpuState, gpu), "daemon": _process(gpu["daemon"])}) for gpu in value["gpus"])
     return State(
         **{
-            **value,
-            "gpus": gpus,
+            **known_fields(State, value),
+            "gpus": tuple(gpus),
             "guardian": _process(value["guardian"]),
             "java": _process(value["java"]),
             "endpoints": Endpoints.from_json(value["endpoints"]),
@@ -120,7 +138,7 @@ def load_state(paths: InstancePaths) -> State | None:
 
 
 def _process(value: dict[str, int] | None) -> ProcessId | None:
-    return ProcessId(**value) if value else None
+    return ProcessId(**known_fields(ProcessId, value)) if value else None
 
 
 def guardian_lives(paths: InstancePaths) -> bool:

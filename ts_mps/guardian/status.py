@@ -14,7 +14,7 @@ from ts_mps.guardian.watched import load_watched
 from ts_mps.mps.control import Control, DaemonTimeout
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
-from ts_mps.slots import WorkerRecord, workers
+from ts_mps.slots import WorkerRecord, unreadable, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.failures import failures
 from ts_mps.torchserve.transport import call_url
@@ -24,6 +24,9 @@ def look(paths: InstancePaths) -> Status | None:
     """Look at an instance; None if it has never been started here.
 
     Nothing is changed, and nothing that is broken raises: it becomes a sentence in ``problems``.
+
+    Raises:
+        TsMpsError: The state is of a version that is not known here.
     """
     state = load_state(paths)
     if state is None:
@@ -40,6 +43,7 @@ def look(paths: InstancePaths) -> Status | None:
         models, trouble = _described(state)
         rows = _workers(state, models, tuple(workers(paths)), clients)
         found += [*trouble, *_plan_problems(paths, rows)]
+        found += [f"{path} is of a worker of another version, and cannot be read." for path in unreadable(paths)]
     return Status(
         instance=state.instance,
         phase=state.phase,

@@ -25,7 +25,11 @@ _SERVING = ("starting", "serving", "recovering")
 
 
 def orphan(paths: InstancePaths) -> State | None:
-    """The state of an instance that serves without a guardian; None if it has one, or does not serve."""
+    """The state of an instance that serves without a guardian; None if it has one, or does not serve.
+
+    Raises:
+        TsMpsError: Its state is of a version that is not known here.
+    """
     state = load_state(paths)
     if state is None or guardian_lives(paths) or state.phase not in _SERVING:
         return None
@@ -39,7 +43,7 @@ def take_over(arguments: StartArguments, environ: Mapping[str, str], folder: Pat
     of its start, because java is started with them again should it die.
 
     Raises:
-        TsMpsError: Other models are asked for, or its plan is gone.
+        TsMpsError: Other models are asked for, its plan is gone, or its state cannot be read.
     """
     home = resolve_home(arguments.runtime_dir, environ)
     paths = home.instance(arguments.name)

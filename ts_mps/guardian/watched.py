@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ts_mps.files import read_json, write_json
+from ts_mps.files import known_fields, read_json, write_json
 from ts_mps.paths import InstancePaths
 
-#: Version of its JSON form.
-WATCHED_VERSION = 2
+#: Version of its JSON form. It stays the same where fields with defaults are added.
+WATCHED_VERSION = 1
 #: Seconds after which a look is no longer believed. The guardian looks once a second, and waits a few for a daemon that
 #: hangs.
 STALE_AFTER = 10.0
@@ -53,6 +54,7 @@ class WatchedModel:
             them where MPS is off.
         held: Slots that are held back after faults, by the reason as a sentence.
         restarts: Workers that were replaced since the start, by cause.
+        hidden: Of those that are ready, those that do not let the guardian see what they are at.
     """
 
     name: str
@@ -61,6 +63,7 @@ class WatchedModel:
     attached: int
     held: Mapping[str, int] = field(default_factory=dict)
     restarts: Mapping[str, int] = field(default_factory=dict)
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,10 +108,14 @@ class Watched:
 
 
 def load_watched(paths: InstancePaths) -> Watched | None:
-    """The last look; None if there was none, or it is of another version."""
+    """The last look; None if there was none, or none that can be read: its guardian is of another version."""
     value: dict[str, Any] | None = read_json(paths.watched)
-    if value is None or value.pop("version", None) != WATCHED_VERSION:
+    # Without its clock nobody can tell how old it is.
+    if value is None or value.get("version") != WATCHED_VERSION or "clock" not in value:
         return None
-    value["gpus"] = tuple(WatchedGpu(**gpu) for gpu in value["gpus"])
-    value["models"] = tuple(WatchedModel(**model) for model in value["models"])
-    return Watched(**{**value, "recovery_seconds": tuple(value["recovery_seconds"])})
+    with suppress(KeyError, TypeError):
+        value["gpus"] = tuple(WatchedGpu(**known_fields(WatchedGpu, gpu)) for gpu in value["gpus"])
+        value["models"] = tuple(WatchedModel(**known_fields(WatchedModel, model)) for model in value["models"])
+        value["recovery_seconds"] = tuple(value["recovery_seconds"])
+        return Watched(**known_fields(Watched, value))
+    return None

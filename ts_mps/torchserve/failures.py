@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
-from ts_mps.files import read_json, write_json
+from ts_mps.files import known_fields, read_json, write_json
 from ts_mps.paths import InstancePaths
 
 #: Kept on disk; a crash loop must not fill the runtime folder.
@@ -46,6 +47,14 @@ def record_failure(instance: InstancePaths, failure: WorkerFailure) -> None:
 
 
 def failures(instance: InstancePaths, since: float = 0.0) -> tuple[WorkerFailure, ...]:
-    """The failures recorded since a time of their :attr:`~WorkerFailure.clock`, oldest first."""
-    found = (read_json(path) for path in sorted(instance.failures.glob("*.json")))
-    return tuple(WorkerFailure(**value) for value in found if value is not None and value["clock"] >= since)
+    """The failures recorded since a time of their :attr:`~WorkerFailure.clock`, oldest first.
+
+    One that a worker of another version wrote and that cannot be read is left out.
+    """
+    found = []
+    for path in sorted(instance.failures.glob("*.json")):
+        value = read_json(path)
+        if value is not None and value.get("clock", float("-inf")) >= since:
+            with suppress(TypeError):
+                found.append(WorkerFailure(**known_fields(WorkerFailure, value)))
+    return tuple(found)

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 #: Seconds before the first, second ... try to start a worker again (WorkerThread.BACK_OFF, whose entry 0 is never
 #: used).
 BACK_OFF = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
+#: maxRetryTimeoutInSec where a model does not say otherwise (Model.java).
+RETRY_SECONDS = 300
+#: Seconds that a worker may load (default_startup_timeout).
+LOAD_SECONDS = 120.0
 #: Seconds from the start of a worker's process until TorchServe has read its pid: Python and its imports.
 START_SECONDS = 30.0
 

@@ -48,10 +48,16 @@ class Changer:
         state: What runs.
         tell: Told events.
         adopt: Takes a new plan over; called in the guardian's loop.
+        lost_loading: When the watch last saw a worker of a model go that had not loaded, seconds of time.monotonic().
     """
 
     def __init__(
-        self, prepared: Prepared, state: State, tell: Callable[[Event], None], adopt: Callable[[Plan], None]
+        self,
+        prepared: Prepared,
+        state: State,
+        tell: Callable[[Event], None],
+        adopt: Callable[[Plan], None],
+        lost_loading: Callable[[str], float],
     ) -> None:
         self._prepared = prepared
         self._paths = prepared.paths
@@ -60,6 +66,7 @@ class Changer:
         self._api = state.endpoints.api()
         self._tell = tell
         self._adopt = adopt
+        self._lost_loading = lost_loading
         self._serving = True
         self._closing = threading.Event()
         self._offered: Plan | None = None
@@ -138,6 +145,7 @@ class Changer:
             put_in_force=self._put_in_force,
             check=self._check,
             end_wished=lambda: job.exchange is not None and job.exchange.end_wished,
+            lost_loading=self._lost_loading,
         )
         self._thread = threading.Thread(target=self._run, args=(job, self._stage), name="change", daemon=True)
         self._thread.start()

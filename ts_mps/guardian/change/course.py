@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ts_mps.errors import NotReadyError
 from ts_mps.guardian.change.crew import Crew
 from ts_mps.guardian.change.merge import Key, keys, slots_of, with_slots
 from ts_mps.guardian.change.stage import Stage
@@ -59,8 +60,7 @@ def _reshape(stage: Stage, crew: Crew, new: Plan) -> None:
         # With a second worker beside it, which is there before the plan is: it must not take the only place.
         _to(stage, crew, 2)
         _adopt(stage, crew, new)
-        first = next(thread.pid for thread in crew.threads() if not thread.gave_up)
-        _replace(stage, crew, {first}, 2, spare=True)
+        _replace(stage, crew, {_first(crew)}, 2, spare=True)
         _to(stage, crew, 1)
         return
     _adopt(stage, crew, new)
@@ -68,6 +68,21 @@ def _reshape(stage: Stage, crew: Crew, new: Plan) -> None:
     numbers = {slot.number for slot in slots_of(stage.plan, crew.key)}
     elsewhere = {worker.pid for worker in crew.records() if worker.slot.number not in numbers}
     _roll(stage, crew, elsewhere, spare=False)
+
+
+def _first(crew: Crew) -> int:
+    """Pid of the worker of the first thread that works.
+
+    Raises:
+        NotReadyError: None does.
+    """
+    for thread in crew.threads():
+        if not thread.gave_up:
+            return thread.pid
+    raise NotReadyError(
+        f"TorchServe starts no worker of model {crew.name} any more; the change ends here.",
+        "The guardian has it start new ones after a while; see ts-mps status, and try again then.",
+    )
 
 
 def _adopt(stage: Stage, crew: Crew, new: Plan) -> None:

@@ -16,7 +16,7 @@ from ts_mps.slots import WorkerRecord, ask, is_parked, records, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.client import ApiError
 from ts_mps.torchserve.failures import failures
-from ts_mps.torchserve.threads import Thread, quiet_seconds, to_ask_for
+from ts_mps.torchserve.threads import LOAD_SECONDS, Thread, quiet_seconds, to_ask_for
 from ts_mps.torchserve.word import GIVEN_BACK, LEAVING_SECONDS, NOT_ALONE, Word
 
 #: Seconds between two looks at the slots.
@@ -90,16 +90,30 @@ class Crew:
         """TorchServe's threads for its workers, in TorchServe's order.
 
         TorchServe does not say which of them gave up: the same "UNLOADING" stands for one that waits for its next try.
+        Nobody is taken for one that gave up while any thread of the model may be trying: a slot tells of its last
+        worker only, which may be another thread's by now.
         """
         status = self.status()
         quiet = quiet_seconds(status.retry_seconds)
-        tried = any(failure.model == self.key[0] for failure in failures(self._paths, since=time.monotonic() - quiet))
-        began = time.time() - quiet
-        # A thread whose worker was ready tries again within a second; what came only just may have been killed since.
-        going = {w.pid for w, lives in records(self._paths) if lives or w.state == "ready" or w.since >= began}
+        tried = self._tried(time.monotonic() - quiet)
+        # A thread whose worker was ready tries again within a second.
+        going = {w.pid for w, lives in records(self._paths) if lives or w.state == "ready"}
         return tuple(
             Thread(w.pid, w.ready, gave_up=not (w.ready or tried or w.pid in going or w.pid <= 0))
             for w in status.workers
+        )
+
+    def _tried(self, since: float) -> bool:
+        """Whether a worker of the model failed to load since then, or may have been killed while it loaded."""
+        name = self.key[0]
+        return (
+            any(failure.model == name for failure in failures(self._paths, since=since))
+            or self._stage.lost_loading(name) >= since
+            # For what the watch has not seen: its record is of when it began to load.
+            or any(
+                w.slot.model == name and w.state != "ready" and w.clock >= since - LOAD_SECONDS
+                for w, _ in records(self._paths)
+            )
         )
 
     def grow(self, count: int) -> None:

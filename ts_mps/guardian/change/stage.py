@@ -28,6 +28,7 @@ class Stage:
         put_in_force: Makes a plan the one that workers, watch and guardian go by; returns when it is.
         check: Raises :class:`Ended` where the instance is being stopped or TorchServe is gone.
         end_wished: Whether somebody wants it to end between two workers.
+        lost_loading: When a worker of a model last went before it had loaded, seconds of time.monotonic().
         asked: Pid -> why a worker was asked to leave; it is nobody's fault if it then goes.
         models: Models that are being changed.
         secret: What words must say.
@@ -40,6 +41,7 @@ class Stage:
     put_in_force: Callable[[Plan], None]
     check: Callable[[], None]
     end_wished: Callable[[], bool]
+    lost_loading: Callable[[str], float]
     asked: dict[int, str] = field(default_factory=dict)
     models: set[str] = field(default_factory=set)
     secret: int = field(default_factory=lambda: secrets.randbits(64))

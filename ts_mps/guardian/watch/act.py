@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-from ts_mps.errors import MpsError
+from ts_mps.errors import MpsError, TsMpsError
 from ts_mps.guardian.watch.memory import Action, EndProcesses, LearnTimeout, RestoreDaemon, ReviveModel, ScaleModel
 from ts_mps.mps.daemon import Lease, terminate_and_kill
 from ts_mps.torchserve.api import Api, ModelStatus
 from ts_mps.torchserve.client import ApiError
+from ts_mps.torchserve.threads import quiet_seconds
 
 #: Seconds for a daemon to answer one ``terminate_client``; then its clients are killed all the same.
 TERMINATE_SECONDS = 2.0
@@ -40,8 +42,12 @@ class Actor:
         self._running: dict[str, Future[None]] = {}
         #: Model -> seconds after which TorchServe kills a worker that does not answer; infinite where it did not say.
         self.timeouts: dict[str, float] = {}
+        #: Models of which TorchServe was asked for that and has not answered, or not yet.
+        self.unlearnt: set[str] = set()
         #: Model and version -> the number of workers that TorchServe was asked for last, and took.
         self.scaled: dict[tuple[str, str], int] = {}
+        #: Model and version -> when TorchServe was last asked for workers; its threads then try anew.
+        self._asked: dict[tuple[str, str], float] = {}
 
     @property
     def busy(self) -> frozenset[str]:
@@ -58,6 +64,8 @@ class Actor:
         todo: dict[str, list[Action]] = {}
         for action in actions:
             todo.setdefault(action.about, []).append(action)
+            if isinstance(action, LearnTimeout):
+                self.unlearnt.add(action.model)
         for about, mine in todo.items():
             self._running[about] = self._pool.submit(self._do, mine)
 
@@ -66,7 +74,9 @@ class Actor:
         done = {about: future for about, future in self._running.items() if future.done()}
         for about in done:
             del self._running[about]
-        return {about: str(future.exception() or "") for about, future in done.items()}
+        errors = {about: future.exception() for about, future in done.items()}
+        # Some errors say nothing, and an empty sentence means that all is well.
+        return {about: str(error) or repr(error) if error else "" for about, error in errors.items()}
 
     def close(self, seconds: float) -> None:
         """Wait at most so long for what is being done; nothing new is begun. A second call does nothing."""
@@ -131,24 +141,35 @@ class Actor:
         raise AssertionError  # the last try returns or raises
 
     def _scale(self, action: ScaleModel) -> None:
-        self.scaled.pop((action.model, action.version), None)  # without an answer nobody knows
+        key = (action.model, action.version)
+        self.scaled.pop(key, None)  # without an answer nobody knows
         for status in self._described(action.model):
             if action.version in ("", status.version):
                 self._api.scale(action.model, status.version, action.workers)
-                self.scaled[action.model, action.version] = action.workers
+                self.scaled[key] = action.workers
+                self._asked[key] = time.monotonic()
+        if key not in self.scaled:
+            raise TsMpsError(
+                f"TorchServe knows no version {action.version} of model {action.model}, which is in the plan.",
+                "Register it again, or restart the whole: ts-mps restart.",
+            )
 
     def _revive(self, action: ReviveModel) -> None:
         """Have TorchServe start new worker threads beside those of its own that gave up, which it never starts again.
 
         Who asked TorchServe for fewer workers than planned gets no more than that.
         """
+        key = (action.model, action.version)
+        quiet = time.monotonic() - max(action.last, self._asked.get(key, 0.0))
         for status in self._api.describe(action.model):
             missing = min(status.min_workers, action.planned) - action.living
-            if action.version in ("", status.version) and missing > 0:
+            # Beside a thread that still tries there would be one worker more than planned.
+            gave_up = quiet > quiet_seconds(status.retry_seconds)
+            if action.version in ("", status.version) and missing > 0 and gave_up:
                 self._api.scale(action.model, status.version, len(status.workers) + missing)
+                self._asked[key] = time.monotonic()
 
     def _learn(self, model: str) -> None:
-        self.timeouts[model] = float("inf")
         said = [status.response_timeout for status in self._described(model)]
-        if said and all(said):
-            self.timeouts[model] = float(max(said))
+        self.timeouts[model] = float(max(said)) if said and all(said) else float("inf")
+        self.unlearnt.discard(model)

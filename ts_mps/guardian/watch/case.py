@@ -27,6 +27,7 @@ class Case:
         self.servers = dict(memory.servers)
         self.faults = dict(memory.faults)
         self.absent = dict(memory.absent)
+        self.lost_loading = dict(memory.lost_loading)
         self.ended = dict(memory.ended)
         self.unattached = dict(memory.unattached)
         self.silent = dict(memory.silent)
@@ -122,6 +123,7 @@ class Case:
             servers=self.servers,
             faults=self.faults,
             absent=self.absent,
+            lost_loading=self.lost_loading,
             ended=self.ended,
             unattached=self.unattached,
             silent=self.silent,

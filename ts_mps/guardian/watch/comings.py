@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ts_mps.activity import UNKNOWN
 from ts_mps.guardian.watch.case import Case
 from ts_mps.guardian.watch.crashes import crashed
 from ts_mps.guardian.watch.faults import COLLECTIVE
 from ts_mps.guardian.watch.memory import Absence
-from ts_mps.guardian.watch.seen import ROLLED, SCALED_DOWN, WorkerSeen
+from ts_mps.guardian.watch.seen import ANSWERING, ROLLED, SCALED_DOWN, WorkerSeen
 
 #: Seconds before TorchServe's response timeout at which a worker that hangs is ended, so that ``terminate_client``
 #: comes before TorchServe's SIGKILL; of a short timeout a quarter.
@@ -62,6 +63,8 @@ def _went(case: Case, slot: int, was: WorkerSeen) -> None:
     if fault is not None and fault.victims.get(slot) == was.process:
         cause = fault.kind
     earlier = case.absent.get(slot)
+    if not was.ready:
+        case.lost_loading[was.model] = case.now
     if cause == asked and not any(place.slot == slot for place in case.seen.places):
         return  # nobody shall come in its place
     # One that dies before it is ready prolongs the absence that it was to end.
@@ -103,12 +106,13 @@ def judge_batches(case: Case) -> None:
     """End a worker that hangs in a batch a moment before TorchServe does.
 
     TorchServe kills it without asking MPS (WorkerThread.run: no reply within responseTimeout, then lifeCycle.exit), and
-    MPS does not support that a client is killed with work in flight.
+    MPS does not support that a client is killed with work in flight. Of a worker whose page may not be read nobody
+    knows whether it goes from batch to batch, so it is left to TorchServe.
     """
-    daemons = {gpu.uuid for gpu in case.seen.gpus if gpu.daemon in ("running", "adopted")}
+    daemons = {gpu.uuid for gpu in case.seen.gpus if gpu.daemon in ANSWERING}
     batches = {}
     for worker in case.seen.workers:
-        if worker.batch is None:
+        if worker.batch in (None, UNKNOWN):
             continue
         number, since = case.batches.get(worker.process, (worker.batch, case.now))
         batches[worker.process] = (worker.batch, since if number == worker.batch else case.now)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ts_mps.guardian.watch.case import Case
 from ts_mps.guardian.watch.memory import Fault, RestoreDaemon
-from ts_mps.guardian.watch.seen import GpuSeen
+from ts_mps.guardian.watch.seen import ANSWERING, GpuSeen
 from ts_mps.holds import Hold
 
 #: Looks in a row without an answer after which a daemon hangs. One may be due to somebody else's command, which the
@@ -35,7 +35,7 @@ def judge_told(case: Case) -> None:
     Their own words are all that is left then. Two workers of one GPU do not meet such an error together by themselves.
     """
     for gpu in case.seen.gpus:
-        if gpu.lost or gpu.daemon not in ("running", "adopted") or gpu.uuid in case.seen.busy:
+        if gpu.lost or gpu.daemon not in ANSWERING or gpu.uuid in case.seen.busy:
             continue
         said = [e for e in case.seen.told if (e.kind, e.gpu) == ("worker-fault", gpu.uuid) and e.cause in _STRUCK]
         first = min((event.clock for event in said if event.cause in _KERNEL), default=None)

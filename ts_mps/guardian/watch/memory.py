@@ -68,6 +68,7 @@ class Memory:
         servers: GPU -> pids of its servers when it last answered.
         faults: GPU -> what is wrong with it.
         absent: Slot -> why its worker went.
+        lost_loading: Model -> when a worker of it last went before it had loaded: TorchServe may try again for long.
         ended: Processes that were ended by the watch and are not gone yet. None is terminated twice.
         unattached: Worker -> in how many looks it was ready and no client.
         silent: GPU -> looks in a row in which its daemon did not answer.
@@ -78,7 +79,7 @@ class Memory:
         parked: Models and versions that were scaled to no worker because every place of theirs is held back, until
             TorchServe has been asked for their workers again.
         tried: Model and version -> when something was last done to get its workers back.
-        learnt: Model -> its workers when TorchServe was last asked after how long it kills them.
+        learnt: Model -> its workers when TorchServe was last asked after how long it kills them, and when that was.
         blamed: GPU -> the beginning of the fault that a model has been blamed for.
         restarts: Model -> cause -> workers that were replaced.
         counts: "KIND GPU" -> how often a fault happened.
@@ -91,6 +92,7 @@ class Memory:
     servers: Mapping[str, frozenset[int]] = field(default_factory=dict)
     faults: Mapping[str, Fault] = field(default_factory=dict)
     absent: Mapping[int, Absence] = field(default_factory=dict)
+    lost_loading: Mapping[str, float] = field(default_factory=dict)
     ended: Mapping[ProcessId, Ended] = field(default_factory=dict)
     unattached: Mapping[ProcessId, int] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
@@ -100,7 +102,7 @@ class Memory:
     holds: Mapping[int, Hold] = field(default_factory=dict)
     parked: frozenset[tuple[str, str]] = frozenset()
     tried: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    learnt: Mapping[str, frozenset[ProcessId]] = field(default_factory=dict)
+    learnt: Mapping[str, tuple[frozenset[ProcessId], float]] = field(default_factory=dict)
     blamed: Mapping[str, float] = field(default_factory=dict)
     restarts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -169,12 +171,14 @@ class ReviveModel:
         version: Its version.
         planned: Workers of it that the plan has, without places that are held back.
         living: Workers of it that live.
+        last: When TorchServe is known to have last tried to start one, seconds of time.monotonic().
     """
 
     model: str
     version: str
     planned: int
     living: int
+    last: float
 
     @property
     def about(self) -> str:

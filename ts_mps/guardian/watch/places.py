@@ -6,11 +6,12 @@ from ts_mps.guardian.watch.case import Case
 from ts_mps.guardian.watch.memory import LearnTimeout, ReviveModel, ScaleModel
 from ts_mps.guardian.watch.seen import Place
 from ts_mps.processes import ProcessId
+from ts_mps.torchserve.threads import RETRY_SECONDS, quiet_seconds
 
-#: Seconds without a try to start a missing worker after which TorchServe has given up. Its pauses are 1, 1, 2, 3, 5 ...
-#: 89, 144 s (WorkerThread.BACK_OFF), and it gives up 300 s after the first end (maxRetryTimeoutInSec).
-GIVEN_UP = 180.0
-#: Seconds until a model that TorchServe could not be asked to wake is asked for again.
+#: Seconds without a try to start a missing worker after which TorchServe is asked whether it has given up: by then it
+#: has, unless the model allows it more time.
+GIVEN_UP = quiet_seconds(RETRY_SECONDS)
+#: Seconds until a model that TorchServe could not be asked to wake, or did not answer about, is asked for again.
 WAKE_AGAIN = 60.0
 
 
@@ -62,10 +63,10 @@ def _revive(case: Case, key: tuple[str, str], places: list[Place], java_since: f
     wanted = {place.slot for place in places if place.slot not in case.holds}
     living = sum(worker.slot in wanted for worker in case.seen.workers)
     ends = [case.absent[slot].since for slot in wanted if slot in case.absent]
-    last = max(case.tried.get(key, 0.0), case.seen.tried.get(key[0], 0.0), java_since, *ends)
-    if living < len(wanted) and case.now - last > GIVEN_UP:
+    last = max(case.seen.tried.get(key[0], 0.0), case.lost_loading.get(key[0], 0.0), java_since, *ends)
+    if living < len(wanted) and case.now - max(last, case.tried.get(key, 0.0)) > GIVEN_UP:
         case.tried[key] = case.now
-        case.actions.append(ReviveModel(*key, len(wanted), living))
+        case.actions.append(ReviveModel(*key, len(wanted), living, last))
 
 
 def _learn(case: Case) -> None:
@@ -79,6 +80,7 @@ def _learn(case: Case) -> None:
         if worker.ready and worker.gpu in on_mps and worker.model not in case.seen.busy:
             ready.setdefault(worker.model, set()).add(worker.process)
     for model, processes in ready.items():
-        if not processes & case.learnt.get(model, frozenset()):
-            case.learnt[model] = frozenset(processes)
+        known, at = case.learnt.get(model, (frozenset(), 0.0))
+        if not processes & known or (model in case.seen.unlearnt and case.now - at >= WAKE_AGAIN):
+            case.learnt[model] = frozenset(processes), case.now
             case.actions.append(LearnTimeout(model))

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from ts_mps.events import Event
 from ts_mps.processes import ProcessId
 
+#: States of a daemon in which what it says is of now.
+ANSWERING = frozenset({"running", "adopted"})
+
 
 @dataclass(frozen=True)
 class WorkerSeen:
@@ -22,7 +25,8 @@ class WorkerSeen:
         gpu: UUID of its GPU; None on the CPU.
         ready: Whether it has loaded, and with MPS proven itself.
         server: Pid of the MPS server in whose client list it found itself; None without MPS, or while it loads.
-        batch: Number of the batch that it is inside; None between batches.
+        batch: Number of the batch that it is inside; None between batches, :data:`ts_mps.activity.UNKNOWN` where it
+            does not let itself be looked at.
     """
 
     process: ProcessId
@@ -68,7 +72,7 @@ class GpuSeen:
     @property
     def answers(self) -> bool:
         """Whether its daemon has answered in this look."""
-        return self.asked and self.daemon in ("running", "adopted")
+        return self.asked and self.daemon in ANSWERING
 
 
 #: Why a worker was asked to leave: it is replaced, or there shall be fewer.
@@ -121,6 +125,8 @@ class Seen:
         busy: What is still being acted upon, by GPU or model; nothing else may be done to it meanwhile.
         change: What is being changed on purpose.
         scaled: Model and version -> the number of workers that TorchServe was last asked for by the watch, and took.
+        unlearnt: Models of which TorchServe was asked for the timeout and has not answered; what ``timeouts`` says of
+            them is of before.
     """
 
     java: bool
@@ -134,3 +140,4 @@ class Seen:
     busy: frozenset[str] = frozenset()
     change: Underway = NO_CHANGE
     scaled: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    unlearnt: frozenset[str] = frozenset()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ts_mps.activity import UNKNOWN
 from ts_mps.guardian.watch.memory import Memory
-from ts_mps.guardian.watch.seen import GpuSeen, Seen
+from ts_mps.guardian.watch.seen import ANSWERING, GpuSeen, Seen
 from ts_mps.guardian.watched import Watched, WatchedGpu, WatchedModel
-
-#: States of a daemon, as they are shown, in which what it says is of now.
-_ANSWER = ("running", "adopted")
 
 
 def watched(memory: Memory, seen: Seen, *, java_restarts: int, took: float) -> Watched:
@@ -35,7 +33,7 @@ def watched(memory: Memory, seen: Seen, *, java_restarts: int, took: float) -> W
 
 def _gpu(memory: Memory, gpu: GpuSeen) -> WatchedGpu:
     daemon = _daemon(memory, gpu)
-    server = gpu.server if daemon in _ANSWER else ""
+    server = gpu.server if daemon in ANSWERING else ""
     return WatchedGpu(gpu.uuid, gpu.index, daemon, server, len(_clients(memory, gpu)), gpu.cap, gpu.lost)
 
 
@@ -48,7 +46,7 @@ def _daemon(memory: Memory, gpu: GpuSeen) -> str:
 
 def _clients(memory: Memory, gpu: GpuSeen) -> frozenset[int]:
     """Nobody where the daemon does not answer or the GPU is lost: its last list is of before."""
-    return gpu.clients if _daemon(memory, gpu) in _ANSWER and not gpu.lost else frozenset()
+    return gpu.clients if _daemon(memory, gpu) in ANSWERING and not gpu.lost else frozenset()
 
 
 def _model(memory: Memory, seen: Seen, name: str) -> WatchedModel:
@@ -62,4 +60,5 @@ def _model(memory: Memory, seen: Seen, name: str) -> WatchedModel:
         attached=sum(worker.gpu not in clients or worker.process.pid in clients[worker.gpu] for worker in ready),
         held=dict(Counter(memory.holds[slot].reason for slot in places if slot in memory.holds)),
         restarts=memory.restarts.get(name, {}),
+        hidden=sum(worker.batch == UNKNOWN for worker in ready),
     )

@@ -87,7 +87,8 @@ class Watch:
         self._daemons.update({uuid: lease.daemon for uuid, lease in self._leases.items()})
         busy = self._actor.busy | change.models
         seen = self._looker.look(java=java, now=now, ask=self._ask, busy=busy, timeouts=self._actor.timeouts)
-        seen = replace(seen, change=change, scaled=dict(self._actor.scaled))
+        unlearnt = frozenset(self._actor.unlearnt)
+        seen = replace(seen, change=change, scaled=dict(self._actor.scaled), unlearnt=unlearnt)
         judgement = judge(self._memory, seen, now)
         self._memory, self._ask = judgement.memory, judgement.ask
         for event in judgement.events:
@@ -103,6 +104,10 @@ class Watch:
         """Record an event and say it."""
         record(self._paths, event)
         self._report(event)
+
+    def lost_loading(self, model: str) -> float:
+        """When a worker of a model last went before it had loaded, seconds of time.monotonic(); -inf if none did."""
+        return self._memory.lost_loading.get(model, float("-inf"))
 
     def settled(self, seen: Seen) -> bool:
         """Whether every place of the plan that is not held back has a worker that is ready."""
