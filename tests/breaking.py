@@ -24,7 +24,7 @@ from ts_mps.events import recorded
 from ts_mps.files import read_json
 from ts_mps.mps.control import Control
 from ts_mps.plan.model import Plan
-from ts_mps.slots import WorkerRecord
+from ts_mps.worker_records import WorkerRecord
 
 #: Seconds after which TorchServe ends a worker that hangs.
 RESPONSE_TIMEOUT = 10

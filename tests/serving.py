@@ -19,7 +19,7 @@ from ts_mps.guardian.state import load_state
 from ts_mps.guardian.status import look
 from ts_mps.paths import Home
 from ts_mps.plan.model import Plan
-from ts_mps.slots import workers
+from ts_mps.worker_records import workers
 
 ECHO = """
 class Echo:

@@ -1,4 +1,4 @@
-"""The plan's places as files held by flock: claimed by a worker, listed by anyone, free as soon as the worker dies.
+"""The plan's places as files held by flock: claimed by a worker, free as soon as it dies.
 
 A **slot** belongs to an instance and says what its worker gets (GPU, threads, cores). With MPS a worker holds a
 **seat** beside it, which belongs to the GPU (:mod:`ts_mps.seats`).
@@ -8,93 +8,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from ts_mps.activity import Activity, Attention
+from ts_mps.activity import Activity
 from ts_mps.errors import PlanError
-from ts_mps.files import is_locked, known_fields, read_json, try_lock, write_json
+from ts_mps.files import is_locked, try_lock, write_json
 from ts_mps.holds import held_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.processes import ProcessId, myself
+from ts_mps.processes import myself
 from ts_mps.seats import holders_told, seat_holders, take_seat
+from ts_mps.worker_records import Proof, Share, WorkerRecord, activity_file
 
 #: How long a worker looks for a planned slot before it takes an extra one. TorchServe starts a worker's successor at
 #: once, and a dying process holds its slot until the driver has freed its GPU memory.
 GRACE_SECONDS = 1.0
 #: Workers beyond the plan that one instance may have; only a bound for the search, the seats are the limit.
 EXTRA_SLOTS = 512
-
-
-@dataclass(frozen=True)
-class Proof:
-    """Evidence that a worker is an MPS client: its pid stood in the client list of this server at this time."""
-
-    server: int
-    time: float
-
-
-@dataclass(frozen=True)
-class Share:
-    """What a worker really got, as it found it when it was ready.
-
-    Attributes:
-        sms: Streaming multiprocessors that CUDA shows it; None on the CPU, or where it has not used CUDA through torch.
-        thread_percentage: Under MPS, of its environment; None for the daemon's default.
-        memory_limit: Under MPS, bytes of device memory that its environment allows it; None for the daemon's default.
-        priority: Under MPS, 0 normal or 1 below normal; None for the daemon's default.
-        cores: Host cores that it may run on.
-        checked: Seconds that the numerical check of its share took; None where it has no thread percentage.
-    """
-
-    sms: int | None
-    thread_percentage: float | None
-    memory_limit: int | None
-    priority: int | None
-    cores: tuple[int, ...]
-    checked: float | None = None
-
-
-@dataclass(frozen=True)
-class WorkerRecord:
-    """What a worker says of itself in its slot.
-
-    Attributes:
-        slot: Its place and share.
-        planned: False for a worker beyond the plan (scaled up through TorchServe's API).
-        pid: Process id.
-        started: Its start in clock ticks since boot, so that a pid used again is not taken for it.
-        state: "loading", then "ready".
-        since: Seconds since the epoch at which the state was reached.
-        seat: Its seat on the GPU; None without MPS.
-        proof: That it is an MPS client; None without MPS, or while it loads.
-        socket: TorchServe's socket to it, which outlives a SIGKILL.
-        got: What it really got of its share; None while it loads.
-        listens: Whether it can be asked to leave (:mod:`ts_mps.torchserve.listening`).
-        clock: The same as ``since`` by time.monotonic(), to reckon with: nobody sets it. 0 in the record of an earlier
-            version.
-    """
-
-    slot: Slot
-    planned: bool
-    pid: int
-    started: int
-    state: str
-    since: float
-    seat: int | None = None
-    proof: Proof | None = None
-    socket: str | None = None
-    got: Share | None = None
-    listens: bool = False
-    clock: float = 0.0
-
-    @property
-    def process(self) -> ProcessId:
-        """Its process."""
-        return ProcessId(self.pid, self.started)
 
 
 class Claim:
@@ -112,7 +44,7 @@ class Claim:
         # A child that a handler forks must not hold slot and seat when the worker is long dead.
         os.register_at_fork(after_in_child=self.release)
         self.record = record
-        self.activity = Activity.create(_activity_file(instance, record.slot.number))
+        self.activity = Activity.create(activity_file(instance, record.slot.number))
         self._save()
 
     def ready(self, proof: Proof | None, got: Share | None = None, *, listens: bool = False) -> None:
@@ -237,86 +169,9 @@ def _roomiest(home: Home, plan: Plan, planned_on: Iterable[str | None]) -> Plann
     return max(candidates, key=lambda gpu: ((gpu.cap or 0) - len(seat_holders(home.gpu(gpu.uuid))), -gpu.index))
 
 
-def workers(instance: InstancePaths) -> Iterator[WorkerRecord]:
-    """Every living worker of an instance, by its slot."""
-    return (record for record, living in records(instance) if living)
-
-
-def records(instance: InstancePaths) -> Iterator[tuple[WorkerRecord, bool]]:
-    """The last worker of every slot that had one, and whether it lives; without those of :func:`unreadable`."""
-    for lock in sorted(instance.slots.glob("*.lock")):
-        # The record after the lock: whoever takes the slot writes its own record later.
-        living = is_locked(lock)
-        record = _record(lock.with_suffix(".json"))
-        if record is not None:
-            yield record, living
-
-
-def unreadable(instance: InstancePaths) -> tuple[Path, ...]:
-    """The records that a worker of another version wrote and that say too little for this one."""
-    return tuple(path for path in sorted(instance.slots.glob("*.json")) if _record(path) is None)
-
-
-def _record(path: Path) -> WorkerRecord | None:
-    """The record in a file; None if there is none that can be read.
-
-    Workers are started from disk: after an upgrade in place they are newer than the guardian that reads this.
-    """
-    value = read_json(path)
-    if value is None:
-        return None
-    with suppress(KeyError, TypeError):
-        value["slot"] = Slot(**{**known_fields(Slot, value["slot"]), "cores": tuple(value["slot"]["cores"])})
-        if proof := value.get("proof"):
-            value["proof"] = Proof(**known_fields(Proof, proof))
-        if got := value.get("got"):
-            value["got"] = Share(**{**known_fields(Share, got), "cores": tuple(got["cores"])})
-        return WorkerRecord(**known_fields(WorkerRecord, value))
-    return None
-
-
-def batch_of(instance: InstancePaths, number: int) -> int | None:
-    """The number of the batch that the worker in this slot is inside; None between batches."""
-    return Activity.batch(_activity_file(instance, number))
-
-
-def sockets(instance: InstancePaths) -> tuple[Path, ...]:
-    """TorchServe's sockets to the workers that hold or held a slot; a worker that is killed leaves its own behind."""
-    records = (read_json(path) for path in sorted(instance.slots.glob("*.json")))
-    return tuple(Path(record["socket"]) for record in records if record and record.get("socket"))
-
-
-def busy(instance: InstancePaths) -> tuple[WorkerRecord, ...]:
-    """The living workers that are inside a batch."""
-    return tuple(w for w in workers(instance) if Activity.is_busy(_activity_file(instance, w.slot.number)))
-
-
-def batches_taken(instance: InstancePaths) -> int:
-    """Batches that the workers in all slots have taken; another number than before means that there is traffic."""
-    return sum(Activity.taken(path) for path in instance.slots.glob("*.activity"))
-
-
-def ask(instance: InstancePaths, number: int, attention: Attention, secret: int = 0) -> None:
-    """Ask the worker in this slot for its attention.
-
-    Raises:
-        OSError: Nobody has ever been there, or the last one is gone.
-    """
-    Activity.ask(_activity_file(instance, number), attention, secret)
-
-
-def is_parked(instance: InstancePaths, number: int) -> bool:
-    """Whether the worker in this slot waits with a word of the guardian in its hands."""
-    return Activity.is_parked(_activity_file(instance, number))
-
-
 def _lock_file(instance: InstancePaths, number: int) -> Path:
     return instance.slots / f"{number:03}.lock"
 
 
 def _record_file(instance: InstancePaths, number: int) -> Path:
     return instance.slots / f"{number:03}.json"
-
-
-def _activity_file(instance: InstancePaths, number: int) -> Path:
-    return instance.slots / f"{number:03}.activity"

@@ -17,8 +17,8 @@ from ts_mps.gpu.inventory import Gpu, read_inventory
 from ts_mps.mps.daemon import Daemon, acquire
 from ts_mps.paths import Home
 from ts_mps.plan.share import granted_sms
-from ts_mps.slots import Share
 from ts_mps.torchserve.client import ApiError
+from ts_mps.worker_records import Share
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from sending import ECHO_IN_BATCHES, Senders
-from serving import Serving
+from serving import CLIENT, Serving
 from support import eventually, simulated_gpu
 
 from ts_mps.events import recorded
@@ -176,25 +176,16 @@ def test_one_change_at_a_time_and_ctrl_c_ends_it_between_two_workers(serving):
     assert serving.left() == []
 
 
-CLIENT = """
-import os
-from pathlib import Path
-
-class Client:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-
-    def handle(self, data, context):
-        return [bytes(row["body"]) + b" " + str(os.getpid()).encode() for row in data]
-"""
+ECHO_CLIENT = CLIENT.replace(
+    'return [b"served"] * len(data)',
+    'return [bytes(row["body"]) + b" " + str(os.getpid()).encode() for row in data]',
+)
 
 
 def test_under_mps_a_scale_keeps_to_the_plan_and_every_worker_is_a_client(simulated):
     simulated.environ["SIM_GPUS"] = json.dumps([simulated_gpu(0)])
     simulated.environ["OMP_NUM_THREADS"] = "1"
-    simulated.archive("echo", CLIENT, workers=1)
+    simulated.archive("echo", ECHO_CLIENT, workers=1)
     done = simulated.start("--models", "echo.mar", "--disable-token-auth", "--reserve", "2")
     assert done.returncode == 0, done.stderr
     cap = simulated.status().gpus[0].cap
@@ -218,8 +209,8 @@ def test_a_reload_moves_the_only_worker_to_another_gpu_and_gives_others_another_
     simulated.environ["OMP_NUM_THREADS"] = "1"
     settings = simulated.run_folder / "ts-mps.toml"
     settings.write_text("[models.echo]\ngpus = [0]\n[models.other]\ngpus = [0]\n")
-    simulated.archive("echo", CLIENT, workers=1)
-    simulated.archive("other", CLIENT, workers=2)
+    simulated.archive("echo", ECHO_CLIENT, workers=1)
+    simulated.archive("other", ECHO_CLIENT, workers=2)
     done = simulated.start("--models", "echo.mar", "other.mar", "--disable-token-auth")
     assert done.returncode == 0, done.stderr
     with Senders(simulated, "echo", clients=4) as echo, Senders(simulated, "other", clients=4) as other:

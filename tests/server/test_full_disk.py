@@ -11,24 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from serving import ECHO
+from serving import CLIENT, ECHO
 from support import eventually, mps_processes
 
 #: Becomes a client of the simulated daemon, and takes its time.
-LATE_CLIENT = """
-import os, time
-from pathlib import Path
-
-class Late:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-        time.sleep(2)
-
-    def handle(self, data, context):
-        return data
-"""
+LATE_CLIENT = CLIENT.replace("import os", "import os, time").replace(".touch()", ".touch()\n        time.sleep(2)")
 
 FULL = "import resource\n" + ECHO.replace("pass", "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))")
 

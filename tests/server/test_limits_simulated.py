@@ -6,23 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from serving import Serving
+from serving import CLIENT, Serving
 from support import mps_processes
 
-#: Becomes a client through the simulator's side door, and answers with what it was given.
-CLIENT = """
-import json, os
-from pathlib import Path
-
-class Client:
-    def initialize(self, context):
-        clients = Path(os.environ["CUDA_MPS_PIPE_DIRECTORY"]) / "sim-clients"
-        clients.mkdir(exist_ok=True)
-        (clients / str(os.getpid())).touch()
-
-    def handle(self, data, context):
-        return [json.dumps({name: value for name, value in os.environ.items() if name.startswith("CUDA_MPS_")})]
-"""
+#: Answers with what it was given.
+TELLING = CLIENT.replace(
+    'return [b"served"] * len(data)',
+    'import json; return [json.dumps({k: v for k, v in os.environ.items() if k.startswith("CUDA_MPS_")})]',
+)
 
 
 def start(serving: Serving, settings: str, **environ: str) -> tuple[int, str]:
@@ -30,7 +21,7 @@ def start(serving: Serving, settings: str, **environ: str) -> tuple[int, str]:
     serving.environ["OMP_NUM_THREADS"] = "1"  # the worker then leaves torch's threads alone and need not import it
     file, plan = serving.folder / "ts-mps.toml", serving.folder / "plan.json"
     file.write_text(settings)
-    model = serving.archive("client", CLIENT)
+    model = serving.archive("client", TELLING)
     where = ("--model-store", str(serving.store), "--ts-config", str(serving.config), "--ncs", "--models", model)
     planned = serving.ts_mps("plan", *where, "--settings", str(file), "-o", str(plan), **environ)
     assert planned.returncode == 0, planned.stderr

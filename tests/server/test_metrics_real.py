@@ -17,7 +17,7 @@ from support import eventually, simulated_gpu
 
 from ts_mps.guardian.state import load_state
 from ts_mps.guardian.watched import Watched, WatchedGpu, WatchedModel
-from ts_mps.slots import workers
+from ts_mps.worker_records import workers
 
 UUID = str(simulated_gpu(0)["uuid"])
 LINE = re.compile(r"(\w+)\{(.*)\} (\S+)")

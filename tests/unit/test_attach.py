@@ -20,8 +20,8 @@ from ts_mps.mps.control import Control, DaemonNotFound
 from ts_mps.mps.daemon import acquire
 from ts_mps.paths import Home
 from ts_mps.plan.model import PlannedGpu, Slot
-from ts_mps.slots import Share
 from ts_mps.torchserve.attach import NotAClient, environment, prove, share_of, take_share, wait_for_daemon
+from ts_mps.worker_records import Share
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")

@@ -16,9 +16,9 @@ from ts_mps.guardian.change import course, crew
 from ts_mps.guardian.change.crew import Crew
 from ts_mps.guardian.change.stage import Stage
 from ts_mps.plan.model import Plan, Slot
-from ts_mps.slots import WorkerRecord
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
+from ts_mps.worker_records import WorkerRecord
 
 #: Seconds of time.monotonic().
 LONG_AGO = time.monotonic() - 3600

@@ -13,10 +13,11 @@ from ts_mps.guardian.ready import Evidence, Expected, wait_ready
 from ts_mps.guardian.signals import Interrupted
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Claim, Proof, claim
+from ts_mps.slots import Claim, claim
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
 from ts_mps.torchserve.client import ApiError
 from ts_mps.torchserve.failures import WorkerFailure, record_failure
+from ts_mps.worker_records import Proof
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 

@@ -13,8 +13,8 @@ from ts_mps.files import try_lock
 from ts_mps.guardian.metrics import LOOK_NAMES, WORKER_NAMES, samples
 from ts_mps.guardian.watched import WatchedGpu
 from ts_mps.plan.model import Slot
-from ts_mps.slots import Share, WorkerRecord
 from ts_mps.torchserve.config import DATA
+from ts_mps.worker_records import Share, WorkerRecord
 
 #: What a look may hold at its fullest, so that every series appears.
 FULL = watched(

@@ -28,17 +28,8 @@ from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.seats import seat_holders
-from ts_mps.slots import (
-    Claim,
-    Proof,
-    Share,
-    batch_of,
-    busy,
-    claim,
-    records,
-    sockets,
-    workers,
-)
+from ts_mps.slots import Claim, claim
+from ts_mps.worker_records import Proof, Share, batch_of, busy, records, sockets, workers
 
 GPUS = ("GPU-00000000-0000-4000-8000-000000000000", "GPU-00000001-0000-4000-8000-000000000001")
 

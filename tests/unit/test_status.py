@@ -21,8 +21,9 @@ from ts_mps.guardian.status import look
 from ts_mps.mps.control import Control, DaemonNotFound, DaemonTimeout
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Claim, Proof, Share, claim
+from ts_mps.slots import Claim, claim
 from ts_mps.torchserve.api import ModelStatus, WorkerStatus
+from ts_mps.worker_records import Proof, Share
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 GPU = PlannedGpu(0, UUID, "NVIDIA H200", 48, "/pipe")

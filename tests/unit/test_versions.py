@@ -23,9 +23,9 @@ from ts_mps.guardian.watched import load_watched
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Slot
 from ts_mps.processes import myself
-from ts_mps.slots import Proof, Share, WorkerRecord, records, sockets, unreadable, workers
 from ts_mps.torchserve.arguments import parse
 from ts_mps.torchserve.failures import WorkerFailure, failures, record_failure
+from ts_mps.worker_records import Proof, Share, WorkerRecord, records, sockets, unreadable, workers
 
 
 @pytest.fixture

@@ -248,7 +248,8 @@ import sys, time
 from pathlib import Path
 from ts_mps.paths import Home
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.slots import Proof, claim
+from ts_mps.slots import claim
+from ts_mps.worker_records import Proof
 home = Home(Path(sys.argv[1]))
 gpu = PlannedGpu(0, sys.argv[2], "NVIDIA H200", 48, "/pipe")
 plan = Plan((gpu,), tuple(Slot(n, "m", "1.0", gpu.uuid) for n in range(48)))

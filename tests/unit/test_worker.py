@@ -26,7 +26,7 @@ from ts_mps.holds import Hold, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.profile.messages import load_message
-from ts_mps.slots import Proof, batch_of, busy, claim, workers
+from ts_mps.slots import claim
 from ts_mps.torchserve import numerics
 from ts_mps.torchserve import worker as module
 from ts_mps.torchserve.attach import environment, share_of
@@ -34,6 +34,7 @@ from ts_mps.torchserve.config import DATA
 from ts_mps.torchserve.failures import KEPT, WorkerFailure, failures, record_failure
 from ts_mps.torchserve.worker import NotLoaded, Worker
 from ts_mps.torchserve.wrapper import wrapper_script
+from ts_mps.worker_records import Proof, batch_of, busy, workers
 
 UUID = "GPU-00000000-0000-4000-8000-000000000000"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.instance import RESULT_VERSION, Status, WorkerStatus
-from ts_mps.slots import Share
+from ts_mps.worker_records import Share
 
 
 class _Console(Console):

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 from ts_mps import errors
 from ts_mps.errors import NotReadyError, TsMpsError
 from ts_mps.files import last_lines
+from ts_mps.guardian.launch import unwritable
 from ts_mps.guardian.log import Log, redirect
-from ts_mps.guardian.loop import Guardian, unwritable
+from ts_mps.guardian.loop import Guardian
 from ts_mps.guardian.prepare import Prepared
 
 

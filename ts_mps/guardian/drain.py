@@ -17,11 +17,11 @@ from ts_mps.activity import Attention
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.state import State
 from ts_mps.paths import InstancePaths
-from ts_mps.slots import ask, batches_taken, busy, workers
 from ts_mps.torchserve import door
 from ts_mps.torchserve.api import Api
 from ts_mps.torchserve.client import ApiError
 from ts_mps.torchserve.word import Word
+from ts_mps.worker_records import ask, batches_taken, busy, workers
 
 #: The part of its time in which a drain serves on as if nothing were.
 SERVE_ON = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ts_mps.slots import Share
 from ts_mps.torchserve.failures import WorkerFailure
+from ts_mps.worker_records import Share
 
 #: Version of the JSON form that ``--json`` prints.
 RESULT_VERSION = 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 
 from ts_mps.errors import PreflightError
 from ts_mps.files import write_json
@@ -50,8 +51,18 @@ def write_folder(prepared: Prepared, state: State) -> None:
         name.chmod(0o700)
 
 
+def unwritable(prepared: Prepared, error: OSError) -> PreflightError:
+    """The sentence for a runtime folder that cannot be written, usually because the disk is full."""
+    return PreflightError(
+        f"The start could not write {error.filename or prepared.paths.root}: {error.strerror}.",
+        f"Make room on the file system of {prepared.home.root}, or choose another with --runtime-dir.",
+    )
+
+
 def first_state(prepared: Prepared) -> State:
-    """The state before anything runs; it already names all that may be left behind."""
+    """The state before the guardian has done anything; it already names all that may be left behind."""
+    if prepared.taken_over is not None:
+        return replace(prepared.taken_over, guardian=myself())
     adopted = prepared.mps.adopted_pipe is not None
     gpus = tuple(
         GpuState(

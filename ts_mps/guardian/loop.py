@@ -9,12 +9,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ts_mps.errors import PreflightError, TsMpsError
+from ts_mps.errors import TsMpsError
 from ts_mps.events import Event
 from ts_mps.files import try_lock
 from ts_mps.guardian.health import Health
 from ts_mps.guardian.keeper import Keeper
-from ts_mps.guardian.launch import expected, first_state, write_folder
+from ts_mps.guardian.launch import expected, first_state, unwritable, write_folder
 from ts_mps.guardian.notify import Notifier
 from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.ready import Evidence, wait_ready
@@ -24,20 +24,12 @@ from ts_mps.guardian.state import State
 from ts_mps.guardian.stop import drain_asked
 from ts_mps.guardian.takedown import longest, take_down
 from ts_mps.mps.daemon import Lease, acquire, adopt
-from ts_mps.processes import ProcessId, myself
+from ts_mps.processes import ProcessId
 
 #: Seconds between two looks at what runs.
 LOOK_EVERY = 1.0
 #: Seconds between two tries to write during a start.
 SAVE_EVERY = 2.0
-
-
-def unwritable(prepared: Prepared, error: OSError) -> PreflightError:
-    """The sentence for a runtime folder that cannot be written, usually because the disk is full."""
-    return PreflightError(
-        f"The start could not write {error.filename or prepared.paths.root}: {error.strerror}.",
-        f"Make room on the file system of {prepared.home.root}, or choose another with --runtime-dir.",
-    )
 
 
 class Guardian:
@@ -56,7 +48,7 @@ class Guardian:
         self._leases: dict[str, Lease] = {}
         self._server: Server | None = None
         self._notifier = Notifier.from_environment(prepared.environ)
-        self._state = _state(prepared)
+        self._state = first_state(prepared)
         self._next_save = 0.0
 
     def run(self, ready: Callable[[], None]) -> int:
@@ -295,10 +287,3 @@ class Guardian:
                 self._server.status()
             else:
                 os.waitpid(dead.si_pid, 0)
-
-
-def _state(prepared: Prepared) -> State:
-    """What runs before this guardian has done anything."""
-    if prepared.taken_over is None:
-        return first_state(prepared)
-    return replace(prepared.taken_over, guardian=myself())

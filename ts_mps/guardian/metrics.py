@@ -25,8 +25,8 @@ from ts_mps.guardian.watched import load_watched
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
 from ts_mps.processes import ProcessId
-from ts_mps.slots import WorkerRecord, workers
 from ts_mps.torchserve.metrics import Sample, asked_pids, collect, worker_memory
+from ts_mps.worker_records import WorkerRecord, workers
 
 #: Seconds over which the SMs are watched at each collection.
 ACTIVITY_SECONDS = 0.2

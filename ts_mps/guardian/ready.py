@@ -11,9 +11,9 @@ from pathlib import Path
 from ts_mps.errors import NotReadyError, TsMpsError
 from ts_mps.files import last_lines
 from ts_mps.paths import InstancePaths
-from ts_mps.slots import WorkerRecord, workers
 from ts_mps.torchserve.api import Api, ModelStatus
 from ts_mps.torchserve.failures import WorkerFailure, failures
+from ts_mps.worker_records import WorkerRecord, workers
 
 #: Pause between two looks at the slots. TorchServe itself is asked only once the slots say that all is ready,
 #: because describing a model makes it start one nvidia-smi per worker.

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ts_mps.guardian.watched import Watched, WatchedGpu
 from ts_mps.plan.model import Plan
-from ts_mps.slots import WorkerRecord
 from ts_mps.torchserve.metrics import Sample
+from ts_mps.worker_records import WorkerRecord
 
 #: A daemon's states, as WatchedGpu has them.
 DAEMON_STATES = ("running", "adopted", "gone", "hung", "off")

@@ -14,10 +14,10 @@ from ts_mps.guardian.watched import load_watched
 from ts_mps.mps.control import Control, DaemonTimeout
 from ts_mps.paths import InstancePaths
 from ts_mps.plan.model import Plan
-from ts_mps.slots import WorkerRecord, unreadable, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.failures import failures
 from ts_mps.torchserve.transport import call_url
+from ts_mps.worker_records import WorkerRecord, unreadable, workers
 
 
 def look(paths: InstancePaths) -> Status | None:

@@ -22,8 +22,8 @@ from ts_mps.guardian.state import GpuState, State
 from ts_mps.mps.daemon import Lease, release_left_behind, terminate_and_kill
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.processes import ProcessId, end, wait_gone, with_arguments
-from ts_mps.slots import busy, sockets, workers
 from ts_mps.torchserve import pid_file
+from ts_mps.worker_records import busy, sockets, workers
 
 #: Java's shutdown hook closes its listeners, waits about 2 s for quiet, then kills its workers (ModelServer.stop).
 JAVA_SECONDS = 30.0

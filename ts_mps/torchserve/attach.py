@@ -12,7 +12,7 @@ from ts_mps.errors import MpsError
 from ts_mps.mps import limits
 from ts_mps.mps.control import Control
 from ts_mps.plan.model import PlannedGpu, Slot
-from ts_mps.slots import Proof, Share
+from ts_mps.worker_records import Proof, Share
 
 #: How long a worker waits for its daemon. TorchServe allows a LOAD 120 s by default (default_startup_timeout).
 DAEMON_SECONDS = 90.0

@@ -22,8 +22,8 @@ from ts_mps.guardian.prepare import Prepared
 from ts_mps.guardian.state import State
 from ts_mps.guardian.watch.seen import NO_CHANGE, Underway
 from ts_mps.plan.model import Plan
-from ts_mps.slots import records, workers
 from ts_mps.torchserve.threads import to_ask_for
+from ts_mps.worker_records import records, workers
 
 #: Seconds for the guardian's loop to take a new plan over; it has a turn every second.
 TURN_SECONDS = 30.0

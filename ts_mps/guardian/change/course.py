@@ -10,8 +10,8 @@ from ts_mps.guardian.change.merge import Key, keys, slots_of, with_slots
 from ts_mps.guardian.change.stage import Stage
 from ts_mps.plan.model import Plan, PlannedGpu
 from ts_mps.seats import seat_holders
-from ts_mps.slots import records
 from ts_mps.torchserve.threads import working
+from ts_mps.worker_records import records
 
 
 def roll(stage: Stage, model: Key | None) -> None:

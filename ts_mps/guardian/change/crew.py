@@ -12,12 +12,12 @@ from ts_mps.guardian.change.merge import Key
 from ts_mps.guardian.change.parking import PARKED_SECONDS, Parking
 from ts_mps.guardian.change.stage import Stage
 from ts_mps.guardian.watch.seen import ROLLED, SCALED_DOWN
-from ts_mps.slots import WorkerRecord, ask, is_parked, records, workers
 from ts_mps.torchserve.api import ModelStatus
 from ts_mps.torchserve.client import ApiError
 from ts_mps.torchserve.failures import failures
 from ts_mps.torchserve.threads import LOAD_SECONDS, Thread, quiet_seconds, to_ask_for
 from ts_mps.torchserve.word import GIVEN_BACK, LEAVING_SECONDS, NOT_ALONE, Word
+from ts_mps.worker_records import WorkerRecord, ask, is_parked, records, workers
 
 #: Seconds between two looks at the slots.
 PAUSE = 0.1

@@ -26,8 +26,8 @@ from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan
 from ts_mps.processes import ProcessId
 from ts_mps.seats import seat_holders
-from ts_mps.slots import WorkerRecord, batch_of, records
 from ts_mps.torchserve.failures import failures
+from ts_mps.worker_records import WorkerRecord, batch_of, records
 
 #: Seconds between two questions to a daemon that nothing draws attention to.
 ASK_EVERY = 10.0
