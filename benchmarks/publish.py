@@ -1,12 +1,13 @@
 """Measure studies of ``ts-mps bench compare --reproduce`` on several GPUs at once: one lane for each GPU.
 
     python benchmarks/publish.py --out studies --minutes 60 \\
-        results/text,vivo/vivo-ranking:blocks=3:seconds=5 results/ranking results/images
+        results/text+vivo/vivo-ranking:workers=4,12:seconds=5 results/ranking results/images
 
 Each word is a lane: studies that one GPU measures one after the other on host cores of its own. A study is NAME/PART,
-and behind it options of the command as :NAME=VALUE. A lane of - leaves its GPU and its cores to something else.
-Studies of different lanes share the host's memory and PCIe links, arms of one study do so to the same degree. When the
-time is over, or at a Ctrl-C, every study ends as by Ctrl-C, and the same command goes on with what is missing.
+and behind it options of the command as :NAME=VALUE; the next one follows behind a +. A lane of - leaves its GPU and its
+cores to something else. Studies of different lanes share the host's memory and PCIe links, arms of one study do so to
+the same degree. When the time is over, or at a Ctrl-C, every study ends as by Ctrl-C, and the same command goes on with
+what is missing.
 """
 
 from __future__ import annotations
@@ -122,11 +123,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the studies")
     parser.add_argument("--work", type=Path, help="folder for built models (default: OUT/work)")
     parser.add_argument("--minutes", type=float, default=60.0, help="when to break off (default: %(default)g)")
-    parser.add_argument("lanes", nargs="+", metavar="NAME/PART[:OPTION=VALUE],...")
+    parser.add_argument("lanes", nargs="+", metavar="NAME/PART[:OPTION=VALUE]+...")
     options = parser.parse_args()
     over = threading.Event()
     try:
-        lanes = [[] if lane == "-" else [Item.parse(item) for item in lane.split(",")] for lane in options.lanes]
+        lanes = [[] if lane == "-" else [Item.parse(item) for item in lane.split("+")] for lane in options.lanes]
     except ValueError as error:
         parser.error(str(error))
     if not known():

@@ -167,7 +167,12 @@ BAD = {
     "other settings": (("--seconds", "3"), "with other settings than this call's"),
     "another seed": (("--seed", "4"), "with other settings than this call's"),
     "an objective": (("--slo-ms", "9"), "with other settings than this call's"),
-    "what it decides": (("--workers", "3"), "--workers does not go with --reproduce databricks"),
+    "what it decides": (("--percentages", "50"), "--percentages does not go with --reproduce databricks"),
+    "workers that no arm has": (
+        ("--workers", "3"),
+        "--workers 3: no arm of databricks-tiny-prefill-32 has it. There are 1, 2",
+    ),
+    "other arms": (("--workers", "2"), "with other settings than this call's"),
     "another model": (("--workload", "text"), "--workload does not go with"),
     "a part that is none": (("--part", "x"), "There are databricks-tiny-prefill-32, databricks-tiny-decode"),
 }
@@ -184,6 +189,12 @@ def test_what_does_not_fit_is_refused_and_nothing_is_overwritten(measured, words
         command(*words)
     assert sentence in f"{caught.value.what} {caught.value.remedy}"
     assert measured == [] and all(file.read_bytes() == before for file, before in files.items())
+
+
+def test_some_of_its_arms_can_be_measured_alone(measured):
+    assert command("--workers", "2", "--batch-sizes", "2") == 0
+    (first, *_) = measured
+    assert {(arm["workers"], arm["batch_size"]) for arm in json.loads(first.read_text())["arms"]} == {(2, 2)}
 
 
 def test_its_options_go_with_it_only(capsys):

@@ -26,8 +26,8 @@ except KeyboardInterrupt:
 
 
 def test_an_item_is_a_study_and_options_of_the_command():
-    assert Item.parse("vivo/vivo-ranking:blocks=3:seconds=5") == Item(
-        "vivo", "vivo-ranking", ("--blocks=3", "--seconds=5")
+    assert Item.parse("vivo/vivo-ranking:workers=4,12:seconds=5") == Item(
+        "vivo", "vivo-ranking", ("--workers=4,12", "--seconds=5")
     )
     for wrong in ("vivo", "vivo/", "vivo/a:blocks"):
         with pytest.raises(ValueError, match="NAME/PART"):

@@ -35,6 +35,7 @@ from ts_mps.torchserve.unpack import unpack
 _NEEDED = ("locust", "scipy")
 #: What is measured where the command line says nothing.
 BLOCKS, SECONDS, WARM_UP = 6, 10.0, 5.0
+_WORKERS = (1, 2, 4)
 _BATCH_SIZE = 8
 
 
@@ -116,7 +117,7 @@ def make_job(options: argparse.Namespace, place: Place, scratch: Path) -> Job:
     both = on_gpu and options.mps == "both"
     arms = make_arms(
         Wish(
-            workers=options.workers,
+            workers=options.workers or _WORKERS,
             batch_sizes=options.batch_sizes or served.batch_sizes,
             percentages=options.percentages if both else (),
             mps=both,

@@ -14,7 +14,7 @@ from pathlib import Path
 from ts_mps.bench.claims import claim_file
 from ts_mps.bench.compare import Job
 from ts_mps.bench.load import prepare
-from ts_mps.bench.records import Study
+from ts_mps.bench.records import Arm, Study
 from ts_mps.bench.report.reading import read_study
 from ts_mps.bench.reproductions import REPRODUCTIONS, Ground, Planned
 from ts_mps.cli.bench_job import Measured, Place, Served, check_packages, job_of, read_place
@@ -27,7 +27,7 @@ from ts_mps.errors import PreflightError, UsageError
 
 #: Options that a reproduction decides on itself.
 _DECIDED = (
-    *("workload", "archive", "payload", "content_type", "batch_delay", "workers", "batch_sizes", "percentages"),
+    *("workload", "archive", "payload", "content_type", "batch_delay", "percentages"),
     *("mps", "engine", "ceiling", "check", "resume"),
 )
 #: Options that mean nothing without a reproduction.
@@ -158,6 +158,7 @@ def _wished(options: argparse.Namespace, ground: Ground) -> tuple[Planned, ...]:
     return tuple(
         replace(
             part,
+            arms=_kept(part, options),
             blocks=options.blocks or part.blocks,
             seconds=options.seconds or part.seconds,
             warm_up=part.warm_up if options.warm_up is None else options.warm_up,
@@ -165,6 +166,27 @@ def _wished(options: argparse.Namespace, ground: Ground) -> tuple[Planned, ...]:
         )
         for part in chosen
     )
+
+
+def _kept(part: Planned, options: argparse.Namespace) -> tuple[Arm, ...]:
+    """The study's arms with the numbers of workers and the batch sizes that were asked for.
+
+    Raises:
+        UsageError: It has none with one of them.
+    """
+    arms = part.arms
+    for name, field in (("workers", "workers"), ("batch-sizes", "batch_size")):
+        asked = getattr(options, name.replace("-", "_"))
+        if not asked:
+            continue
+        has = sorted({getattr(arm, field) for arm in arms})
+        for number in asked:
+            if number not in has:
+                raise UsageError(
+                    f"--{name} {number}: no arm of {part.name} has it.", f"There are {', '.join(map(str, has))}."
+                )
+        arms = tuple(arm for arm in arms if getattr(arm, field) in asked)
+    return arms
 
 
 def _before(part: Planned, file: Path, options: argparse.Namespace) -> Study | None:
