@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pathlib import Path
 
 from ts_mps.bench.cores import core_siblings, usable_cores
 from ts_mps.bench.load.workloads import known
+from ts_mps.bench.reproductions import REPRODUCTIONS
 from ts_mps.gpu.inventory import read_inventory
 
 #: A lane needs no more: four workers, TorchServe's frontend, and a generator.
@@ -31,6 +33,7 @@ _MOST_CORES = 16
 #: Seconds that a study gets to stop its server, which may take two minutes, and to write its file.
 _END_S = 150.0
 _POLL_S = 0.5
+_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,24 @@ class Item:
         """An item from ``NAME/PART:OPTION=VALUE:...``.
 
         Raises:
-            ValueError: It has another form.
+            ValueError: It has another form, or there is no such reproduction.
         """
         name, *options = text.split(":")
         reproduction, _, part = name.partition("/")
         if not part or not all("=" in option for option in options):
             raise ValueError(f"{text!r} is not NAME/PART:OPTION=VALUE")
+        if reproduction not in REPRODUCTIONS or not _NAME.fullmatch(part):
+            raise ValueError(f"{name!r} names no study; there are studies of {', '.join(REPRODUCTIONS)}")
         return cls(reproduction, part, tuple(f"--{option}" for option in options))
+
+
+def read_lane(text: str) -> list[Item]:
+    """The studies of one lane; none for ``-``.
+
+    Raises:
+        ValueError: As in :meth:`Item.parse`.
+    """
+    return [] if text == "-" else [Item.parse(item) for item in text.split("+")]
 
 
 class Lane(threading.Thread):
@@ -127,7 +141,7 @@ def main() -> int:
     options = parser.parse_args()
     over = threading.Event()
     try:
-        lanes = [[] if lane == "-" else [Item.parse(item) for item in lane.split("+")] for lane in options.lanes]
+        lanes = [read_lane(lane) for lane in options.lanes]
     except ValueError as error:
         parser.error(str(error))
     if not known():

@@ -11,6 +11,7 @@ from ts_mps.bench.findings import Interval
 from ts_mps.bench.report.axes import log_ticks, spread_apart
 from ts_mps.bench.report.markdown import escape
 from ts_mps.bench.report.palette import COLOURS, PAPER, colour, marker
+from ts_mps.bench.report.tables import flattened
 from ts_mps.bench.wording import NONE, chance, clock, interval, load, number, ratio, share, times
 
 
@@ -44,6 +45,12 @@ def test_intervals_and_ratios():
 def test_loads():
     loads = [load(*one) for one in (("closed", 0.0), ("poisson", 120.0), ("constant", 8.5))]
     assert loads == ["closed loop", "120 requests/s (Poisson)", "8.50 requests/s (constant)"]
+
+
+def test_what_is_nested_has_a_row_for_each_value():
+    machine = {"cpu_quota": None, "gpus": [{"memory": 8 << 30}], "environment": {"OMP_NUM_THREADS": "3"}}
+    rows = [("cpu quota", NONE), ("gpus 0: memory", "8.0 GiB"), ("environment: OMP_NUM_THREADS", "3")]
+    assert flattened(machine) == rows
 
 
 def test_p_in_words():

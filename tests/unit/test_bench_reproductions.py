@@ -164,15 +164,17 @@ def test_finished_studies_are_not_measured_again(measured, capsys):
 
 
 BAD = {
-    "other settings": (("--seconds", "3"), "with other settings than this call's"),
-    "another seed": (("--seed", "4"), "with other settings than this call's"),
-    "an objective": (("--slo-ms", "9"), "with other settings than this call's"),
+    "other settings": (("--seconds", "3"), "with other settings or arms than this call's"),
+    "another seed": (("--seed", "4"), "with other settings or arms than this call's"),
+    "an objective": (("--slo-ms", "9"), "with other settings or arms than this call's"),
     "what it decides": (("--percentages", "50"), "--percentages does not go with --reproduce databricks"),
-    "workers that no arm has": (
-        ("--workers", "3"),
-        "--workers 3: no arm of databricks-tiny-prefill-32 has it. There are 1, 2",
+    "workers that no arm has": (("--workers", "3"), "--workers 3: no such arm is left of databricks-tiny-prefill-32"),
+    "numbers that no arm has together": (
+        ("--workers", "1,2", "--batch-sizes", "2"),
+        "--workers 1: no such arm is left of databricks-tiny-prefill-32. The workers and batch sizes of its arms are "
+        "1 x 4, 2 x 2.",
     ),
-    "other arms": (("--workers", "2"), "with other settings than this call's"),
+    "other arms": (("--workers", "2"), "with other settings or arms than this call's"),
     "another model": (("--workload", "text"), "--workload does not go with"),
     "a part that is none": (("--part", "x"), "There are databricks-tiny-prefill-32, databricks-tiny-decode"),
 }
@@ -194,7 +196,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_overwritten(measured, words
 def test_some_of_its_arms_can_be_measured_alone(measured):
     assert command("--workers", "2", "--batch-sizes", "2") == 0
     (first, *_) = measured
-    assert {(arm["workers"], arm["batch_size"]) for arm in json.loads(first.read_text())["arms"]} == {(2, 2)}
+    made = json.loads(first.read_text())
+    assert {(arm["workers"], arm["batch_size"]) for arm in made["arms"]} == {(2, 2)}
+    assert made["title"].endswith("(some of its arms)"), "its report must not look like the whole study's"
 
 
 def test_its_options_go_with_it_only(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -57,14 +58,18 @@ def test_only_samples_of_the_counted_time_are_kept():
 def test_the_machine_is_told_and_compared(simulated):
     gpus = read_inventory().gpus
     division = Division((0,), (1,))
-    machine = read_machine(division, gpus)
+    plain = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    machine = read_machine(division, gpus, plain)
     assert json.loads(json.dumps(machine)) == machine
     assert machine["gpus"][0]["uuid"] == UUID and machine["driver"]
     assert machine["division"] == {"server": [0], "generator": [1]}
     assert machine["versions"]["torchserve"] == "0.12.0" and machine["memory"] > 0
-    assert different(machine, read_machine(division, gpus)) == ""
+    assert different(machine, read_machine(division, gpus, plain)) == ""
     assert "division" in different(machine, read_machine(Division((1,), (0,)), gpus))
     assert "gpus" in different(machine, read_machine(division, []))
+    three = read_machine(division, gpus, {**plain, "OMP_NUM_THREADS": "3", "AWS_SECRET_ACCESS_KEY": "x"})
+    assert three["environment"]["OMP_NUM_THREADS"] == "3" and "x" not in three["environment"].values()
+    assert "environment" in different(machine, three)
 
 
 def test_a_driver_that_is_gone_is_told(simulated, monkeypatch):

@@ -13,7 +13,7 @@ from support import eventually
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from publish import Item, Lane  # noqa: E402
+from publish import Item, Lane, read_lane  # noqa: E402
 
 STUDY = """
 import pathlib, sys, time
@@ -32,6 +32,15 @@ def test_an_item_is_a_study_and_options_of_the_command():
     for wrong in ("vivo", "vivo/", "vivo/a:blocks"):
         with pytest.raises(ValueError, match="NAME/PART"):
             Item.parse(wrong)
+    for wrong in ("vivos/vivo-ranking", "results/text,results/images"):
+        with pytest.raises(ValueError, match="there are studies of results"):
+            Item.parse(wrong)
+
+
+def test_the_studies_of_a_lane_are_joined_by_a_plus():
+    items = read_lane("results/text+vivo/vivo-ranking:workers=4,12")
+    assert items == [Item("results", "text", ()), Item("vivo", "vivo-ranking", ("--workers=4,12",))]
+    assert read_lane("-") == []
 
 
 def test_what_is_over_ends_as_by_ctrl_c_and_nothing_follows(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, median, stdev
 
 from ts_mps.bench import wording
@@ -30,7 +30,7 @@ THROTTLED = 0.05
 
 def cautions(study: Study, found: Sequence[Cell], contrasts: Sequence[Contrast]) -> tuple[Caution, ...]:
     """Everything to be careful about: first the study as a whole, then arm by arm."""
-    return (*_of_study(study, contrasts), *(caution for cell in found for caution in _of_cell(cell, found)))
+    return (*_of_study(study, contrasts), *(caution for cell in found for caution in _of_cell(cell, found, study)))
 
 
 def _of_study(study: Study, contrasts: Sequence[Contrast]) -> Iterator[Caution]:
@@ -64,7 +64,7 @@ def _quota(study: Study) -> Iterator[Caution]:
         yield Caution("starved of cores", "", text)
 
 
-def _of_cell(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
+def _of_cell(cell: Cell, found: Sequence[Cell], study: Study) -> Iterator[Caution]:
     name, where = cell.arm.name, wording.load(cell.kind, cell.rate)
     if cell.failed:
         reasons = Counter(why_not(run) for run in cell.failed)
@@ -84,6 +84,7 @@ def _of_cell(cell: Cell, found: Sequence[Cell]) -> Iterator[Caution]:
         yield Caution("errors", name, text)
     yield from _unstable(cell)
     yield from _coarse(cell)
+    yield from _threads(cell, study)
     yield from _throttled(cell)
     yield from _limits(cell, found)
 
@@ -114,6 +115,29 @@ def _coarse(cell: Cell) -> Iterator[Caution]:
             "would tell more."
         )
         yield Caution("coarse", cell.arm.name, text)
+
+
+def _threads(cell: Cell, study: Study) -> Iterator[Caution]:
+    """More threads that compute than cores: libgomp's wait for each other by spinning, on cores that others need."""
+    arm, cores, environment = cell.arm, cell.runs[0].server_limit, study.machine.get("environment")
+    if not isinstance(environment, Mapping) or arm.noop or cell.kind != "closed":
+        return  # studies of earlier versions do not say what was set
+    told = environment.get("OMP_NUM_THREADS")
+    if told is None and arm.engine == "ts-mps":
+        return  # it divides the cores
+    first = str(told or "").partition(",")[0].strip()
+    # libgomp ignores what is no number above 0, and takes as many threads as there are cores, as without it.
+    threads = int(first) if first.isascii() and first.isdigit() and int(first) else cores
+    if threads == 1 or arm.workers * threads <= cores:
+        return
+    why = "OMP_NUM_THREADS is not set" if told is None else f"OMP_NUM_THREADS is {told!r}"
+    remedy = f"OMP_NUM_THREADS={max(1, cores // arm.workers)} would divide the cores"
+    text = (
+        f"Its {wording.count(arm.workers, 'worker')} may compute with {threads} threads each on "
+        f"{wording.count(cores, 'core')}, as {why}: threads then wait for each other, above all where models load or "
+        f"compute on the CPU. {'Without it ts-mps divides the cores' if arm.engine == 'ts-mps' else remedy}."
+    )
+    yield Caution("threads", arm.name, text)
 
 
 def _throttled(cell: Cell) -> Iterator[Caution]:

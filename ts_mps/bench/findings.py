@@ -93,8 +93,8 @@ class Caution:
     """Why a figure should be read with care.
 
     Attributes:
-        kind: "unstable", "coarse", "throttled", "starved of cores", "too few pairs", "generator", "frontend",
-            "failed runs", "errors", "incomplete", "other machine" or "other workload".
+        kind: "unstable", "coarse", "threads", "throttled", "starved of cores", "too few pairs", "generator",
+            "frontend", "failed runs", "errors", "incomplete", "other machine" or "other workload".
         arm: The arm that it is about; empty for the whole study.
         text: A sentence with its figures.
     """

@@ -21,18 +21,25 @@ from ts_mps.gpu.inventory import Gpu
 from ts_mps.torchserve.java import find_java
 
 _PACKAGES = ("torch", "torchserve", "litserve", "locust", "numpy", "transformers")
+#: Variables that every server of a study inherits and that change how fast it is; recorded where they are set.
+_ENVIRONMENT = (
+    *("OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GOMP_CPU_AFFINITY"),
+    *("KMP_AFFINITY", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
+    *("CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "NVIDIA_TF32_OVERRIDE"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "MALLOC_ARENA_MAX", "TOKENIZERS_PARALLELISM"),
+)
 #: What must be the same for the runs of two calls to stand in one study: the figures of another GPU, driver, division
 #: of cores or version of this code may not be paired with these.
-_SAME = ("host", "cpu", "cpu_quota", "division", "gpus", "driver", "cuda", "versions", "commit")
+_SAME = ("host", "cpu", "cpu_quota", "division", "gpus", "driver", "cuda", "versions", "commit", "environment")
 
 
 def read_machine(division: Division, gpus: Sequence[Gpu], environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """Host, processor, cores and their division, memory, GPUs, versions and commit; all ready for JSON.
+    """Host, processor, cores and their division, memory, GPUs, versions, commit, environment; all ready for JSON.
 
     Args:
         division: Who runs on which cores.
         gpus: GPUs that the study uses.
-        environ: Where Java is looked up.
+        environ: What the servers inherit; Java is looked up there, too.
     """
     return {
         "host": socket.gethostname(),
@@ -52,6 +59,7 @@ def read_machine(division: Division, gpus: Sequence[Gpu], environ: Mapping[str, 
             **{name: _version(name) for name in _PACKAGES},
         },
         "commit": _commit(),
+        "environment": {name: environ[name] for name in _ENVIRONMENT if name in environ},
         **_nvml(gpus),
     }
 

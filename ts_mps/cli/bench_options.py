@@ -90,15 +90,15 @@ def _arms(options: argparse.ArgumentParser) -> None:
         "--workers",
         metavar="N,N",
         type=partial(whole_numbers, most=MOST_WORKERS),
-        help="numbers of workers; one worker with MPS off is always measured (default: 1,2,4; with --reproduce all of "
-        "the study's, of which this keeps some)",
+        help="numbers of workers; one worker with MPS off is always measured (default: 1,2,4). With --reproduce: of "
+        "the study's arms those with so many, and no others",
     )
     add(
         "--batch-sizes",
         metavar="N,N",
         type=partial(whole_numbers, most=MOST_BATCH),
-        help="batch sizes (default: 8, or the workload's largest where 8 is none of its sizes; with --reproduce all of "
-        "the study's, of which this keeps some)",
+        help="batch sizes (default: 8, or the workload's largest where 8 is none of its sizes). With --reproduce: of "
+        "the study's arms those with such batches, and no others",
     )
     add(
         "--percentages",

@@ -14,7 +14,7 @@ from pathlib import Path
 from ts_mps.bench.claims import claim_file
 from ts_mps.bench.compare import Job
 from ts_mps.bench.load import prepare
-from ts_mps.bench.records import Arm, Study
+from ts_mps.bench.records import Study
 from ts_mps.bench.report.reading import read_study
 from ts_mps.bench.reproductions import REPRODUCTIONS, Ground, Planned
 from ts_mps.cli.bench_job import Measured, Place, Served, check_packages, job_of, read_place
@@ -158,35 +158,34 @@ def _wished(options: argparse.Namespace, ground: Ground) -> tuple[Planned, ...]:
     return tuple(
         replace(
             part,
-            arms=_kept(part, options),
             blocks=options.blocks or part.blocks,
             seconds=options.seconds or part.seconds,
             warm_up=part.warm_up if options.warm_up is None else options.warm_up,
             connections=options.connections or part.connections,
         )
-        for part in chosen
+        for part in (_kept(part, options) for part in chosen)
     )
 
 
-def _kept(part: Planned, options: argparse.Namespace) -> tuple[Arm, ...]:
-    """The study's arms with the numbers of workers and the batch sizes that were asked for.
+def _kept(part: Planned, options: argparse.Namespace) -> Planned:
+    """The study with those of its arms that have the workers and batch sizes that were asked for; its title says so.
 
     Raises:
-        UsageError: It has none with one of them.
+        UsageError: A number was asked for that no arm has, or none together with the other numbers.
     """
-    arms = part.arms
-    for name, field in (("workers", "workers"), ("batch-sizes", "batch_size")):
-        asked = getattr(options, name.replace("-", "_"))
-        if not asked:
-            continue
-        has = sorted({getattr(arm, field) for arm in arms})
-        for number in asked:
-            if number not in has:
+    asked = (("--workers", options.workers, "workers"), ("--batch-sizes", options.batch_sizes, "batch_size"))
+    arms = tuple(
+        arm for arm in part.arms if all(not wanted or getattr(arm, field) in wanted for _, wanted, field in asked)
+    )
+    for option, wanted, field in asked:
+        for number in wanted or ():
+            if number not in (getattr(arm, field) for arm in arms):
+                has = dict.fromkeys(f"{arm.workers} x {arm.batch_size}" for arm in part.arms)
                 raise UsageError(
-                    f"--{name} {number}: no arm of {part.name} has it.", f"There are {', '.join(map(str, has))}."
+                    f"{option} {number}: no such arm is left of {part.name}.",
+                    f"The workers and batch sizes of its arms are {', '.join(has)}. One study alone: --part NAME.",
                 )
-        arms = tuple(arm for arm in arms if getattr(arm, field) in asked)
-    return arms
+    return part if arms == part.arms else replace(part, arms=arms, title=f"{part.title} (some of its arms)")
 
 
 def _before(part: Planned, file: Path, options: argparse.Namespace) -> Study | None:
@@ -210,7 +209,7 @@ def _before(part: Planned, file: Path, options: argparse.Namespace) -> Study | N
     }
     if has != wants or any(study.settings.get(name) != value for name, value in settings.items()):
         raise PreflightError(
-            f"{file} is a study of something else, or with other settings than this call's.",
+            f"{file} is a study of something else, or with other settings or arms than this call's.",
             "Name another folder with -o, or begin anew in its place: --force.",
         )
     return study
