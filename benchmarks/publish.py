@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from ts_mps.bench.cores import core_siblings, usable_cores
 from ts_mps.bench.load.workloads import known
-from ts_mps.bench.reproductions import REPRODUCTIONS
+from ts_mps.bench.reproductions import REPRODUCTIONS, Ground
 from ts_mps.gpu.inventory import read_inventory
 
 #: A lane needs no more: four workers, TorchServe's frontend, and a generator.
@@ -33,7 +32,6 @@ _MOST_CORES = 16
 #: Seconds that a study gets to stop its server, which may take two minutes, and to write its file.
 _END_S = 150.0
 _POLL_S = 0.5
-_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,15 +47,21 @@ class Item:
         """An item from ``NAME/PART:OPTION=VALUE:...``.
 
         Raises:
-            ValueError: It has another form, or there is no such reproduction.
+            ValueError: It has another form, or there is no such study.
         """
         name, *options = text.split(":")
         reproduction, _, part = name.partition("/")
         if not part or not all("=" in option for option in options):
             raise ValueError(f"{text!r} is not NAME/PART:OPTION=VALUE")
-        if reproduction not in REPRODUCTIONS or not _NAME.fullmatch(part):
-            raise ValueError(f"{name!r} names no study; there are studies of {', '.join(REPRODUCTIONS)}")
+        if name not in (names := _names()):
+            raise ValueError(f"There is no study {name!r}; there are {', '.join(names)}")
         return cls(reproduction, part, tuple(f"--{option}" for option in options))
+
+
+def _names() -> tuple[str, ...]:
+    """NAME/PART of every study, on a GPU and without one."""
+    made = [(name, make(Ground(tiny, cores=1))) for name, make in REPRODUCTIONS.items() for tiny in (False, True)]
+    return tuple(dict.fromkeys(f"{name}/{part.name}" for name, parts in made for part in parts))
 
 
 def read_lane(text: str) -> list[Item]:
@@ -140,12 +144,12 @@ def main() -> int:
     parser.add_argument("lanes", nargs="+", metavar="NAME/PART[:OPTION=VALUE]+...")
     options = parser.parse_args()
     over = threading.Event()
+    if not known():
+        parser.error("call it in a checkout: named workloads are not part of an installed package")
     try:
         lanes = [read_lane(lane) for lane in options.lanes]
     except ValueError as error:
         parser.error(str(error))
-    if not known():
-        parser.error("call it in a checkout: named workloads are not part of an installed package")
     gpus = read_inventory().gpus
     if gpus and len(lanes) > len(gpus):
         parser.error(f"there are {len(lanes)} lanes and {len(gpus)} GPUs")

@@ -27,7 +27,7 @@ MACHINE: dict[str, Any] = {
     "gpus": [{"index": 0, "uuid": GPU, "name": "NVIDIA H200", "memory": 143771 << 20, "sm_clock_max": 1980}],
     "versions": {"ts_mps": "0.1.0", "python": "3.12.3", "torch": "2.11.0", "torchserve": "0.12.0", "locust": "2.47.0"},
     "commit": "0123abc",
-    "environment": {},
+    "environment": [],
 }
 
 

@@ -87,6 +87,7 @@ def test_failed_runs_do_not_count() -> None:
         ({"versions": {**MACHINE["versions"], "torch": "2.12.0"}}, "versions.torch was 2.11.0 and is 2.12.0."),
         ({"host": "bench-2"}, "host was bench-1 and is bench-2."),
         ({"cuda": None}, "cuda was 13.0 and is not known."),
+        ({"environment": ["OMP_NUM_THREADS=3"]}, "environment was nothing and is ['OMP_NUM_THREADS=3']."),
         ({"nodes": 2}, "nodes was not known and is 2."),
     ],
 )

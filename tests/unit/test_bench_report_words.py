@@ -48,8 +48,8 @@ def test_loads():
 
 
 def test_what_is_nested_has_a_row_for_each_value():
-    machine = {"cpu_quota": None, "gpus": [{"memory": 8 << 30}], "environment": {"OMP_NUM_THREADS": "3"}}
-    rows = [("cpu quota", NONE), ("gpus 0: memory", "8.0 GiB"), ("environment: OMP_NUM_THREADS", "3")]
+    machine = {"cpu_quota": None, "gpus": [{"memory": 8 << 30}], "environment": ["OMP_NUM_THREADS=3"]}
+    rows = [("cpu quota", NONE), ("gpus 0: memory", "8.0 GiB"), ("environment", "OMP_NUM_THREADS=3")]
     assert flattened(machine) == rows
 
 

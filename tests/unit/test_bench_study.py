@@ -228,7 +228,10 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path):
         ({"machine": {**MACHINE, "versions": {}}}, "not the machine"),
         ({"machine": {**MACHINE, "commit": "4567def"}}, "commit was 0123abc and is 4567def"),
         ({"machine": {**MACHINE, "cpu_quota": 8.0}}, "cpu_quota was None and is 8.0"),
-        ({"machine": {**MACHINE, "environment": {"OMP_NUM_THREADS": "1"}}}, "environment was {} and is {'OMP_NUM"),
+        (
+            {"machine": {**MACHINE, "environment": ["OMP_NUM_THREADS=1"]}},
+            "environment was [] and is ['OMP_NUM_THREADS=1']",
+        ),
     ],
 )
 def test_another_study_is_not_gone_on_with(change, sentence):

@@ -327,20 +327,21 @@ def test_runs_of_few_batches_are_coarse() -> None:
 @pytest.mark.parametrize(
     ("environment", "engine", "told"),
     [
-        ({"OMP_NUM_THREADS": "3"}, "ts-mps", ""),
-        ({"OMP_NUM_THREADS": "4"}, "ts-mps", "compute with 4 threads each on 12 cores, as OMP_NUM_THREADS is '4'"),
-        ({"OMP_NUM_THREADS": "4"}, "ts-mps", "Without it ts-mps divides the cores"),
-        ({"OMP_NUM_THREADS": "4,1"}, "torchserve", "OMP_NUM_THREADS=3 would divide the cores"),
-        ({}, "torchserve", "12 threads each on 12 cores, as OMP_NUM_THREADS is not set"),
-        ({}, "ts-mps", ""),
-        ({"OMP_NUM_THREADS": "many"}, "ts-mps", "12 threads each on 12 cores, as OMP_NUM_THREADS is 'many'"),
-        ({"OMP_NUM_THREADS": "²"}, "torchserve", "OMP_NUM_THREADS=3 would divide the cores"),
-        ({"OMP_NUM_THREADS": "0"}, "torchserve", "12 threads each"),
-        ({"OMP_NUM_THREADS": "1"}, "torchserve", ""),
+        (["OMP_NUM_THREADS=3"], "ts-mps", ""),
+        (["OMP_NUM_THREADS=4"], "ts-mps", "compute with 4 threads each on 12 cores, as OMP_NUM_THREADS is '4'"),
+        (["OMP_NUM_THREADS=4"], "ts-mps", "Without it ts-mps divides the cores"),
+        (["LD_X=a=b", "OMP_NUM_THREADS=4,1"], "torchserve", "OMP_NUM_THREADS=3 would divide the cores"),
+        ([], "torchserve", "12 threads each on 12 cores, as OMP_NUM_THREADS is not set"),
+        ([], "ts-mps", ""),
+        (["OMP_NUM_THREADS="], "ts-mps", "12 threads each on 12 cores, as OMP_NUM_THREADS is ''"),
+        (["OMP_NUM_THREADS=many"], "ts-mps", "12 threads each on 12 cores, as OMP_NUM_THREADS is 'many'"),
+        (["OMP_NUM_THREADS=²"], "torchserve", "OMP_NUM_THREADS=3 would divide the cores"),
+        (["OMP_NUM_THREADS=0"], "torchserve", "12 threads each"),
+        (["OMP_NUM_THREADS=1"], "torchserve", ""),
         (None, "torchserve", ""),
     ],
 )
-def test_more_threads_than_cores_are_told(environment: dict[str, str] | None, engine: str, told: str) -> None:
+def test_more_threads_than_cores_are_told(environment: list[str] | None, engine: str, told: str) -> None:
     four, noop = arm(4, engine=engine), arm(4, engine=engine, noop=True)
     runs = [*closed(four, [1000, 1000]), *closed(noop, [9000, 9000])]
     open_loop = [run(four, block, result(100, kind="poisson", rate=100)) for block in (0, 1)]
@@ -351,7 +352,7 @@ def test_more_threads_than_cores_are_told(environment: dict[str, str] | None, en
 
 def test_more_workers_than_cores_are_no_matter_of_threads() -> None:
     many = arm(24, engine="torchserve")
-    machine = {**study().machine, "environment": {"OMP_NUM_THREADS": "1"}}
+    machine = {**study().machine, "environment": ["OMP_NUM_THREADS=1"]}
     assert not cautions(summarise(of(closed(many, [1000, 1000]), many, machine=machine)), "threads")
 
 

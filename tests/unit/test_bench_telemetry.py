@@ -68,7 +68,7 @@ def test_the_machine_is_told_and_compared(simulated):
     assert "division" in different(machine, read_machine(Division((1,), (0,)), gpus))
     assert "gpus" in different(machine, read_machine(division, []))
     three = read_machine(division, gpus, {**plain, "OMP_NUM_THREADS": "3", "AWS_SECRET_ACCESS_KEY": "x"})
-    assert three["environment"]["OMP_NUM_THREADS"] == "3" and "x" not in three["environment"].values()
+    assert "OMP_NUM_THREADS=3" in three["environment"] and "AWS" not in str(three["environment"])
     assert "environment" in different(machine, three)
 
 

@@ -32,8 +32,8 @@ def test_an_item_is_a_study_and_options_of_the_command():
     for wrong in ("vivo", "vivo/", "vivo/a:blocks"):
         with pytest.raises(ValueError, match="NAME/PART"):
             Item.parse(wrong)
-    for wrong in ("vivos/vivo-ranking", "results/text,results/images"):
-        with pytest.raises(ValueError, match="there are studies of results"):
+    for wrong in ("vivos/vivo-ranking", "results/texts", "results/text,results/images"):
+        with pytest.raises(ValueError, match="there are results/text, results/ranking"):
             Item.parse(wrong)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean, median, stdev
 
 from ts_mps.bench import wording
@@ -120,12 +120,12 @@ def _coarse(cell: Cell) -> Iterator[Caution]:
 def _threads(cell: Cell, study: Study) -> Iterator[Caution]:
     """More threads that compute than cores: libgomp's wait for each other by spinning, on cores that others need."""
     arm, cores, environment = cell.arm, cell.runs[0].server_limit, study.machine.get("environment")
-    if not isinstance(environment, Mapping) or arm.noop or cell.kind != "closed":
+    if environment is None or arm.noop or cell.kind != "closed":
         return  # studies of earlier versions do not say what was set
-    told = environment.get("OMP_NUM_THREADS")
+    told = dict(variable.split("=", 1) for variable in environment).get("OMP_NUM_THREADS")
     if told is None and arm.engine == "ts-mps":
         return  # it divides the cores
-    first = str(told or "").partition(",")[0].strip()
+    first = (told or "").partition(",")[0].strip()
     # libgomp ignores what is no number above 0, and takes as many threads as there are cores, as without it.
     threads = int(first) if first.isascii() and first.isdigit() and int(first) else cores
     if threads == 1 or arm.workers * threads <= cores:

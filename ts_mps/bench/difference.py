@@ -230,7 +230,9 @@ def _unlike(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> 
 
 
 def _shown(value: Any) -> str:
-    return "not known" if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return "not known"
+    return "nothing" if value == [] else str(value)
 
 
 def _of_arms(before: Study, after: Study) -> Iterator[Caution]:

@@ -59,7 +59,7 @@ def read_machine(division: Division, gpus: Sequence[Gpu], environ: Mapping[str, 
             **{name: _version(name) for name in _PACKAGES},
         },
         "commit": _commit(),
-        "environment": {name: environ[name] for name in _ENVIRONMENT if name in environ},
+        "environment": [f"{name}={environ[name]}" for name in _ENVIRONMENT if name in environ],
         **_nvml(gpus),
     }
 

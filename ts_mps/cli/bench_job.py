@@ -77,7 +77,7 @@ def read_place(options: argparse.Namespace) -> Place:
     machine = read_machine(division, [gpu] if gpu else [])
     if others := machine["others_on_gpus"]:
         notes += (f"Other processes use GPU {gpu.index if gpu else 0} ({others}): the figures will be theirs as well.",)
-    if threads := machine["environment"].get("OMP_NUM_THREADS"):
+    if threads := os.environ.get("OMP_NUM_THREADS"):
         notes += (f"OMP_NUM_THREADS={threads} is set, and every worker of every server inherits it.",)
     return Place(gpu, division, machine, notes)
 

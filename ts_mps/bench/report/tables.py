@@ -213,8 +213,7 @@ def flattened(value: Mapping[str, Any], before: str = "") -> list[tuple[str, str
     """(name, text) of everything in nested mappings and lists; plain lists stay in one row."""
     rows: list[tuple[str, str]] = []
     for key, inner in value.items():
-        # Variables of the environment are what they are called.
-        name = before + (str(key) if str(key).isupper() else str(key).replace("_", " "))
+        name = f"{before}{key}".replace("_", " ")
         if isinstance(inner, Mapping):
             rows += flattened(inner, f"{name}: ")
         elif isinstance(inner, list | tuple) and any(isinstance(one, Mapping) for one in inner):
