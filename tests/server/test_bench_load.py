@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -285,21 +286,35 @@ def test_ending_the_process_that_asked_ends_the_load(bodies: Path, signum: int) 
     assert (b"KeyboardInterrupt" in said) is (signum == signal.SIGINT)
 
 
-def test_locust_that_dies_is_an_error_with_the_end_of_its_log(bodies: Path) -> None:
-    def kill_one() -> None:
+@pytest.mark.parametrize(
+    ("which", "signum", "error", "why"),
+    [
+        (slice(2, 3), signal.SIGKILL, "Locust died", "A process of the load generator has died."),
+        # All at once, as when memory runs out: Locust then stops by itself, as if that had been asked of it.
+        (slice(1, 3), signal.SIGKILL, "Locust died", "A process of the load generator has died."),
+        (slice(2, 3), signal.SIGTERM, "Locust died", "A process of the load generator has died."),
+        (slice(1), signal.SIGTERM, r"Locust was stopped after \d\.\d of 60 counted seconds", "Got SIGTERM signal"),
+    ],
+    ids=["one", "all", "one leaves", "the master is stopped"],
+)
+def test_locust_that_dies_is_an_error_with_the_end_of_its_log(
+    bodies: Path, which: slice, signum: signal.Signals, error: str, why: str
+) -> None:
+    def kill() -> None:
         deadline = time.monotonic() + 20
         while len(generators()) < 3 and time.monotonic() < deadline:
             time.sleep(0.1)
-        time.sleep(2.5)
-        max(generators(), key=lambda process: process.pid).kill()
+        time.sleep(4)  # the first report of each is there
+        for process in sorted(generators(), key=lambda process: process.pid)[which]:
+            process.send_signal(signum)
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill)
     killer.start()
     began = time.monotonic()
-    with load_server() as (url, _), pytest.raises(LoadError, match="Locust died") as caught:
+    with load_server() as (url, _), pytest.raises(LoadError, match=error) as caught:
         generate(spec(url, closed(4, 60.0), bodies, processes=2), [])
     killer.join()
-    assert "A process of the load generator has died." in caught.value.details
+    assert why in caught.value.details
     assert time.monotonic() - began < 30
 
 
@@ -387,8 +402,10 @@ def test_the_locustfile_until_it_is_stopped(tmp_path: Path, environ: None) -> No
     assert 0.3 <= float(counted[1]) <= 2.5 and 120 <= float(counted[2]) <= 200
 
 
-def test_the_locustfile_in_the_web_ui(tmp_path: Path, environ: None) -> None:
+def test_the_locustfile_in_the_web_ui(tmp_path: Path, environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "payload").write_text("x")
+    # A process that has stopped is unknown to Locust's master until it reports anew, which here takes longer.
+    monkeypatch.setenv("LOCUST_WORKER_ADDITIONAL_WAIT_BEFORE_READY_AFTER_STOP", "2")
     web, port = free_port(), str(free_port())
     page = f"http://127.0.0.1:{web}"
     with load_server(Manners(delay=0.02)) as (url, _):
@@ -398,10 +415,12 @@ def test_the_locustfile_in_the_web_ui(tmp_path: Path, environ: None) -> None:
         try:
             for rate in (50, 100):  # started twice, the second time at another rate
                 wish = {"user_count": 2, "spawn_rate": 2, "host": url, "load": "constant", "rate": rate, "warm_up": 0.5}
-                _started(page, wish)
+                _ready(page)
+                assert requests.post(f"{page}/swarm", data=wish, timeout=5).json()["success"]
                 time.sleep(4)
                 assert requests.get(f"{page}/stats/requests", timeout=5).json()["total_rps"] > 20
                 assert requests.post(f"{page}/stop", timeout=30).json()["success"]
+            _ready(page)  # only then they hear of the end
         finally:
             process.send_signal(signal.SIGTERM)
             said, complained = process.communicate(timeout=20)
@@ -409,16 +428,15 @@ def test_the_locustfile_in_the_web_ui(tmp_path: Path, environ: None) -> None:
     assert rates == [pytest.approx(50, rel=0.2), pytest.approx(100, rel=0.2)], complained
 
 
-def _started(page: str, wish: dict[str, object]) -> None:
+def _ready(page: str) -> None:
+    """Wait until both processes that make load have reported to Locust's master."""
     deadline = time.monotonic() + 20
-    while True:
-        try:
-            if requests.post(f"{page}/swarm", data=wish, timeout=5).json()["success"]:
-                return
-        except (requests.RequestException, KeyError):
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    states: list[str] = []
+    while states != ["ready", "ready"]:
+        assert time.monotonic() < deadline, states
+        time.sleep(0.1)
+        with contextlib.suppress(requests.RequestException):
+            states = [one["state"] for one in requests.get(f"{page}/stats/requests", timeout=5).json()["workers"]]
 
 
 @pytest.mark.parametrize(

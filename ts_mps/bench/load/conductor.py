@@ -14,7 +14,7 @@ from typing import Any
 
 import gevent
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
 
 from ts_mps.bench.load.bodies import given_bodies, read_bodies
 from ts_mps.bench.load.dying import leave
@@ -34,8 +34,12 @@ _REPORT = "ts_mps"
 _AHEAD_S = 0.5
 #: Seconds between looks for what `ts-mps bench` hands over.
 _GATE_S = 0.02
-#: Seconds between looks for processes that have died.
+#: Seconds between looks for processes that have died. Ctrl-C reaches all of them at once, and they may be gone before
+#: the master itself has begun to stop: only what two looks say counts.
 _LOOK_S = 0.5
+_DIED = "A process of the load generator has died."
+#: The report of a process that has sent none.
+_NOTHING = {"done": False, "last": False}
 
 
 class Conductor:
@@ -57,9 +61,10 @@ class Conductor:
         self._run = 0
         self._spec: Spec | None = None
         self._reports: dict[str, dict[str, Any]] = {}
+        self._sharers: list[str] = []
         self._first = 0.0
         self._cpu_before = 0.0
-        self._finished = True
+        self._finished = self._stopping = True
         events = environment.events
         if isinstance(runner, WorkerRunner):
             runner.register_message(_PLAN, self._on_plan)
@@ -72,6 +77,7 @@ class Conductor:
         self._scratch = Path(tempfile.mkdtemp(prefix="ts-mps-locust-")) if not self._options.spec else Path()
         events.quit.add_listener(lambda **_: self._tidy())
         events.test_start.add_listener(self._on_start)
+        events.test_stopping.add_listener(self._on_stopping)
         events.test_stop.add_listener(self._on_stop)
         self._or_exit(lambda: write_the_bodies(self._options, self._scratch))
 
@@ -79,7 +85,7 @@ class Conductor:
 
     def _on_start(self, **_: Any) -> None:
         runner, self._run = self._runner, self._run + 1
-        workers = self._workers()
+        self._sharers = workers = self._workers()
         # `ts-mps bench` starts us while its server gets ready, and hands the load over when it is.
         while self._options.spec and not Path(self._options.spec).exists():
             gevent.sleep(_GATE_S)
@@ -92,7 +98,8 @@ class Conductor:
         except (TsMpsError, OSError) as error:
             self._give_up(str(error), getattr(error, "details", ""))
             return
-        self._spec, self._reports, self._finished = spec, {}, False
+        self._spec, self._reports = spec, {}
+        self._finished = self._stopping = False
         # The wall clock is what processes on several machines share; on one it is exact.
         begin = time.time() + _AHEAD_S
         self._first = time.monotonic() + _AHEAD_S + spec.load.warm_up
@@ -103,7 +110,7 @@ class Conductor:
             return
         for share, worker in enumerate(workers):
             runner.send_message(_PLAN, {**plan, "share": share}, client_id=worker)
-        gevent.spawn(self._look_after, workers, self._run)
+        gevent.spawn(self._look_after, self._run)
 
     def _workers(self) -> list[str]:
         if not isinstance(self._runner, MasterRunner):
@@ -116,14 +123,24 @@ class Conductor:
         if run == self._run:
             self._cpu_before = time.process_time()
 
-    def _look_after(self, workers: list[str], run: int) -> None:
+    def _look_after(self, run: int) -> None:
         """Locust waits for a process that has died; what is left of the load would not be what was planned."""
+        before: set[str] = set()
         while run == self._run and not self._finished:
             gevent.sleep(_LOOK_S)
-            for worker in set(workers) - {one for one, report in self._reports.items() if report["done"]}:
-                if worker not in self._runner.clients or self._runner.clients[worker].state == "missing":
-                    self._give_up("A process of the load generator has died.")
-                    return
+            # A process that stops is unknown to Locust's master until it has reported anew.
+            if self._stopping:
+                return
+            gone = {one for one in self._gone() if not self._reports.get(one, _NOTHING)["done"]}
+            if gone & before:
+                self._give_up(_DIED)
+                return
+            before = gone
+
+    def _gone(self) -> set[str]:
+        """Those of the processes with a share that Locust's master does not know, or hears nothing of."""
+        clients = self._runner.clients if isinstance(self._runner, MasterRunner) else {}
+        return {worker for worker in self._sharers if worker not in clients or clients[worker].state == STATE_MISSING}
 
     def _on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         report = data.get(_REPORT)
@@ -139,11 +156,20 @@ class Conductor:
         # Not from here: it ends the greenlet that it is called from.
         gevent.spawn(self._runner.quit if self._options.headless else self._runner.stop)
 
+    def _on_stopping(self, **_: Any) -> None:
+        self._stopping = True
+
     def _on_stop(self, **_: Any) -> None:
-        """Stopped by hand, or by --run-time: what was counted until now is the result."""
+        """Stopped by hand, or by --run-time: what was counted until now is the result.
+
+        Locust stops by itself, too, once all processes have died.
+        """
         self._break_off()
         if not self._finished and self._spec is not None:
-            self._finish()
+            if any(not self._reports.get(one, _NOTHING)["last"] for one in self._gone()):
+                self._give_up(_DIED)
+            else:
+                self._finish()
         self._finished = True
 
     def _finish(self) -> None:
@@ -236,7 +262,7 @@ class Conductor:
         part, self.part = self.part, None
         if part is None:
             return
-        self._last = {"done": done, "run": self._run, **part.report()}
+        self._last = {"done": done, "last": True, "run": self._run, **part.report()}
         if isinstance(self._runner, WorkerRunner):
             data: dict[str, Any] = {}
             self._environment.events.report_to_master.fire(client_id=self._runner.client_id, data=data)
@@ -246,6 +272,6 @@ class Conductor:
 
     def _on_report(self, data: dict[str, Any], **_: Any) -> None:
         if self.part is not None:
-            data[_REPORT] = {"done": False, "run": self._run, **self.part.report()}
+            data[_REPORT] = {"done": False, "last": False, "run": self._run, **self.part.report()}
         elif self._last is not None:
             data[_REPORT] = self._last

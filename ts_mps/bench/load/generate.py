@@ -124,7 +124,7 @@ class Standby:
 
         Raises:
             PreflightError: There are no payloads.
-            LoadError: Locust died or did not end; the end of its log is in ``details``.
+            LoadError: Locust died, did not end, or was stopped by others; the end of its log is in ``details``.
             KeyboardInterrupt: ``interrupted`` said so.
         """
         if not spec.bodies.is_dir():
@@ -148,7 +148,12 @@ class Standby:
             raise LoadError(f"Locust died: exit status {process.wait()}.", details=details)
         with contextlib.suppress(subprocess.TimeoutExpired):  # the result is whole; what is left is ended later
             process.wait(_LEAVING_S)
-        return LoadResult.from_json(found)
+        result = LoadResult.from_json(found)
+        # Whole but for rounding; seconds are the difference of two instants.
+        if result.load.seconds < spec.load.seconds - 0.001:
+            told = f"Locust was stopped after {result.load.seconds:.1f} of {spec.load.seconds:g} counted seconds."
+            raise LoadError(told, details=last_lines(files.log, _LOG_LINES))
+        return result
 
 
 def _command(load: Load, processes: int, cores: Sequence[int], files: _Files, port: int) -> list[str]:
