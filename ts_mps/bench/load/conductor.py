@@ -27,19 +27,19 @@ from ts_mps.bench.load.tally import result
 from ts_mps.errors import TsMpsError
 from ts_mps.files import write_json
 
-#: The name of our message to the processes, and of our part of their reports.
+#: The names of our messages to the processes, and of our part of their reports.
 _PLAN = "ts-mps plan"
+_STOP = "ts-mps stop"
 _REPORT = "ts_mps"
 #: Seconds from the plan to the first request: for the message to arrive, payloads to be read and users to start.
 _AHEAD_S = 0.5
-#: Seconds between looks for what `ts-mps bench` hands over.
+#: Seconds between looks for what `ts-mps bench` hands over, and for last reports.
 _GATE_S = 0.02
-#: Seconds between looks for processes that have died. Ctrl-C reaches all of them at once, and they may be gone before
-#: the master itself has begun to stop: only what two looks say counts.
+#: Seconds between looks for processes that have died.
 _LOOK_S = 0.5
-_DIED = "A process of the load generator has died."
-#: The report of a process that has sent none.
-_NOTHING = {"done": False, "last": False}
+#: Seconds until all processes have handed in what they counted when they are stopped.
+_HANDING_IN_S = 2.0
+_GONE = "A process of the load generator has died or left."
 
 
 class Conductor:
@@ -69,7 +69,10 @@ class Conductor:
         if isinstance(runner, WorkerRunner):
             runner.register_message(_PLAN, self._on_plan)
             events.report_to_master.add_listener(self._on_report)
+            # Before it says goodbye to the master, and then again, which does nothing.
+            events.quitting.add_listener(self._break_off)
             events.test_stop.add_listener(self._break_off)
+            runner.register_message(_STOP, self._break_off)
             return
         if isinstance(runner, MasterRunner):
             events.worker_report.add_listener(self._on_worker_report)
@@ -126,21 +129,26 @@ class Conductor:
     def _look_after(self, run: int) -> None:
         """Locust waits for a process that has died; what is left of the load would not be what was planned."""
         before: set[str] = set()
-        while run == self._run and not self._finished:
+        while True:
             gevent.sleep(_LOOK_S)
             # A process that stops is unknown to Locust's master until it has reported anew.
-            if self._stopping:
+            if run != self._run or self._finished or self._stopping:
                 return
-            gone = {one for one in self._gone() if not self._reports.get(one, _NOTHING)["done"]}
+            gone = self._owing("done") - self._present()
+            # Ctrl-C reaches all of them, and they may be gone before the master itself begins to stop.
             if gone & before:
-                self._give_up(_DIED)
+                self._give_up(_GONE)
                 return
             before = gone
 
-    def _gone(self) -> set[str]:
-        """Those of the processes with a share that Locust's master does not know, or hears nothing of."""
+    def _owing(self, what: str) -> set[str]:
+        """Those of the processes with a share whose report is not yet the ``last`` one, or that of all its share."""
+        return {worker for worker in self._sharers if not self._reports.get(worker, {}).get(what)}
+
+    def _present(self) -> set[str]:
+        """The processes that Locust's master knows and hears of."""
         clients = self._runner.clients if isinstance(self._runner, MasterRunner) else {}
-        return {worker for worker in self._sharers if worker not in clients or clients[worker].state == STATE_MISSING}
+        return {worker for worker, client in clients.items() if client.state != STATE_MISSING}
 
     def _on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         report = data.get(_REPORT)
@@ -150,7 +158,7 @@ class Conductor:
 
     def _look_for_end(self) -> None:
         done = [report for report in self._reports.values() if report["done"]]
-        if self._finished or self._spec is None or len(done) < self._spec.processes:
+        if self._finished or len(done) < max(len(self._sharers), 1):
             return
         self._finish()
         # Not from here: it ends the greenlet that it is called from.
@@ -160,17 +168,32 @@ class Conductor:
         self._stopping = True
 
     def _on_stop(self, **_: Any) -> None:
-        """Stopped by hand, or by --run-time: what was counted until now is the result.
+        """Stopped by hand, or by --run-time: what was counted until now is the result, but for `ts-mps bench`.
 
-        Locust stops by itself, too, once all processes have died.
+        A process hands in its last report before Locust's master forgets it, so one that is gone without it has died;
+        when all have, Locust stops by itself.
         """
         self._break_off()
-        if not self._finished and self._spec is not None:
-            if any(not self._reports.get(one, _NOTHING)["last"] for one in self._gone()):
-                self._give_up(_DIED)
-            else:
-                self._finish()
-        self._finished = True
+        if not self._finished:
+            self._collect()
+        # Also by the last of these reports, where that one ended its share.
+        if self._finished:
+            return
+        if self._owing("last") - self._present():
+            self._give_up(_GONE)
+        elif self._options.result:
+            self._give_up("The load was stopped before its end.")
+        else:
+            self._finish()
+
+    def _collect(self) -> None:
+        """Have the processes hand in: without a web UI Locust tells them of a stop only after this."""
+        assert isinstance(self._runner, MasterRunner) or not self._sharers
+        for worker in self._owing("last") & self._present():
+            self._runner.send_message(_STOP, client_id=worker)
+        deadline = time.monotonic() + _HANDING_IN_S
+        while self._owing("last") & self._present() and time.monotonic() < deadline:
+            gevent.sleep(_GATE_S)
 
     def _finish(self) -> None:
         assert self._spec is not None
