@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from ts_mps.files import is_locked, read_json, try_lock
 from ts_mps.paths import GpuPaths
+
+#: How often, and every how many seconds, a held seat is read that does not say who holds it.
+_LOOKS = 4
+_LOOK_S = 0.005
 
 
 def take_seat(gpu: GpuPaths, cap: int, instance: str, model: str) -> tuple[int, int] | None:
@@ -43,7 +49,18 @@ def take_seat(gpu: GpuPaths, cap: int, instance: str, model: str) -> tuple[int, 
 
 def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
     """Who holds the seats of a GPU: instance, model and pid of each living holder."""
-    return tuple(read_json(path) or {} for path in sorted(gpu.seats.glob("*")) if is_locked(path))
+    return tuple(_holder(path) for path in sorted(gpu.seats.glob("*")) if is_locked(path))
+
+
+def _holder(seat: Path) -> dict[str, Any]:
+    """Who holds a seat; {} if its file does not say so."""
+    for _ in range(_LOOKS):
+        holder = read_json(seat)
+        if holder is not None:
+            return holder
+        # A worker that took it this instant has not written yet.
+        time.sleep(_LOOK_S)
+    return {}
 
 
 def holders_told(gpu: GpuPaths) -> str:

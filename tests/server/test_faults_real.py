@@ -132,12 +132,14 @@ def test_under_load_no_client_is_left_without_an_answer(serving: Serving, path: 
     if path == "invocations":
         url = url.replace("/predictions/faulty", "/invocations?model_name=faulty")
     answers: Counter[str] = Counter()
-    until = time.monotonic() + 20
+    told, deadline = threading.Event(), time.monotonic() + 90
 
     def client(number: int) -> None:
         sent = 0
-        while time.monotonic() < until:
+        while not told.is_set() and time.monotonic() < deadline:
             sent += 1
+            if number == 0 and sent == FAULTS.stop:
+                told.set()
             body = b"raise" if number == 0 and sent in FAULTS else b"x"
             try:
                 answer = requests.post(url, body, headers={"Content-Type": "application/octet-stream"}, timeout=60)

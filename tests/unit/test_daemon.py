@@ -300,10 +300,10 @@ def test_a_server_in_fault_will_do_for_who_is_to_end_its_clients(take: Acquire, 
     victim = client()
     (paths.pipe / "sim-fault").write_text(str(victim.pid))
     with pytest.raises(MpsError, match=r"did not become ACTIVE.*FAULT"):
-        take("two", timeout_s=0.3)
+        take("two", timeout_s=2.0)
     before = lease.daemon
-    assert lease.ensure(timeout_s=0.3) == before
-    assert take("three", timeout_s=0.3, taken_over=True).daemon.pid == before.pid
+    assert lease.ensure(timeout_s=2.0) == before
+    assert take("three", timeout_s=2.0, taken_over=True).daemon.pid == before.pid
 
 
 def test_a_lock_that_is_never_let_go_of_is_named_and_not_waited_for(take: Acquire, paths: GpuPaths, monkeypatch):
@@ -403,9 +403,9 @@ def test_daemon_that_never_answers_is_rolled_back(
 ):
     environ["SIM_MPS_NO_ANSWER"] = "1"
     began = time.monotonic()
-    with pytest.raises(MpsError, match=r"did not answer .* within 0\.5 s") as caught:
-        take(timeout_s=0.5)
-    assert time.monotonic() - began < 5
+    with pytest.raises(MpsError, match=r"did not answer .* within 2 s") as caught:
+        take(timeout_s=2.0)
+    assert time.monotonic() - began < 15
     assert "binary version: 13000" in caught.value.details, "the last lines of control.log"
     assert nothing_left(short_dir, paths)
 
@@ -414,8 +414,8 @@ def test_server_that_never_becomes_active_is_rolled_back(
     take: Acquire, short_dir: Path, paths: GpuPaths, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Control, "server_status", lambda self, server: "INITIALIZING")
-    with pytest.raises(MpsError, match=r"did not become ACTIVE within 0\.3 s \(its state: INITIALIZING\)"):
-        take(timeout_s=0.3)
+    with pytest.raises(MpsError, match=r"did not become ACTIVE within 2 s \(its state: INITIALIZING\)"):
+        take(timeout_s=2.0)
     assert nothing_left(short_dir, paths)
 
 
@@ -431,7 +431,7 @@ def test_failure_of_a_second_instance_harms_neither_daemon_nor_mode(take: Acquir
     one = take("one", exclusive=True)
     monkeypatch.setattr(Control, "server_status", lambda self, server: "FAULT")
     with pytest.raises(MpsError, match="FAULT"):
-        take("two", exclusive=True, timeout_s=0.2)
+        take("two", exclusive=True, timeout_s=2.0)
     assert daemon_alive(one.daemon)
     assert read_inventory().gpus[0].compute_mode == "Exclusive_Process"
 

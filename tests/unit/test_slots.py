@@ -24,10 +24,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ts_mps import slots
 from ts_mps.activity import UNKNOWN, Activity, Attention
 from ts_mps.errors import PlanError
+from ts_mps.files import try_lock
 from ts_mps.holds import Hold, held_back, hold_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
-from ts_mps.seats import seat_holders
+from ts_mps.seats import holders_told, seat_holders
 from ts_mps.slots import Claim, claim
 from ts_mps.worker_records import Proof, Share, batch_of, busy, records, sockets, workers
 
@@ -229,6 +230,17 @@ class TestProcesses:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+
+    @pytest.mark.parametrize(
+        ("written", "told"), [(b'{"instance": "default", "model": "m"}', "1 x m of instance default"), (b"", "1 x ?")]
+    )
+    def test_a_holder_that_has_only_just_sat_down_is_waited_for(self, home, monkeypatch, written, told):
+        gpu = home.gpu(GPUS[0])
+        seat = try_lock(gpu.seats / "000")
+        assert seat is not None
+        monkeypatch.setattr(time, "sleep", lambda seconds: os.pwrite(seat, written, 0))
+        assert holders_told(gpu).startswith(told)
+        os.close(seat)
 
     def test_a_dead_holders_slot_and_seat_are_free(self, start, home, instance):
         plan = make_plan(("m", "1.0", 0), caps=(1,))

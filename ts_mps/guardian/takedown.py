@@ -18,6 +18,7 @@ import psutil
 
 from ts_mps.errors import TsMpsError
 from ts_mps.guardian.drain import drain as drain_requests
+from ts_mps.guardian.metrics import command as metrics_command
 from ts_mps.guardian.state import GpuState, State
 from ts_mps.mps.daemon import Lease, release_left_behind, terminate_and_kill
 from ts_mps.paths import Home, InstancePaths
@@ -29,6 +30,8 @@ from ts_mps.worker_records import busy, sockets, workers
 JAVA_SECONDS = 30.0
 #: A worker that lost its frontend leaves by itself once its batch is done.
 WORKER_SECONDS = 10.0
+#: A collector of metrics that TorchServe started at its very end reads our files until it is done.
+COLLECTOR_SECONDS = 3.0
 #: How long a daemon may take to answer before its clients are killed without it.
 ANSWER_SECONDS = 10.0
 #: How long ``quit`` may wait for clients before the server is forced down.
@@ -41,7 +44,8 @@ Report = Callable[[str], None]
 
 def longest(drain: float) -> float:
     """Seconds after which a guardian that was told to stop has ended, if nothing hangs."""
-    return CLOSING_SECONDS + drain + JAVA_SECONDS + 2 * WORKER_SECONDS + 2 * QUIT_SECONDS
+    parts = (CLOSING_SECONDS, drain, JAVA_SECONDS, 2 * WORKER_SECONDS, COLLECTOR_SECONDS, 2 * QUIT_SECONDS)
+    return sum(parts)
 
 
 def take_down(
@@ -76,6 +80,7 @@ def take_down(
         report("stopping TorchServe")
         end(state.java, JAVA_SECONDS)
     end_workers(home, paths, state, report)
+    wait_gone(with_arguments(*metrics_command(paths, ())), COLLECTOR_SECONDS)
     for gpu in reversed(state.gpus):
         left += _release(home, paths, gpu, leases.get(gpu.uuid), report)
     left += _survivors(home, paths, state)
