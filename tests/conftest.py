@@ -17,7 +17,7 @@ from hypothesis import settings
 from serving import Serving
 from support import SIMULATOR, mps_processes, simulated_gpu, why_no_gpu
 
-# On cores that others share an example may wait for a moment; `timeout` in setup.cfg ends what hangs.
+# On cores that others share an example may wait for a moment; `timeout` in pyproject.toml ends what hangs.
 settings.register_profile("ts-mps", deadline=None)
 settings.load_profile("ts-mps")
 

@@ -58,7 +58,9 @@ class _Server:
 
     async def answer(self, body: bytes, headers: dict[bytes, bytes], writer: asyncio.StreamWriter) -> None:
         manners, number = self.manners, self.requests
-        self.began = self.began or time.monotonic()
+        if not self.began:
+            self.began = time.monotonic()
+            print("asked", flush=True)
         self.requests += 1
         if manners.silent:
             await asyncio.sleep(3600)
@@ -95,7 +97,7 @@ async def _main(manners: Manners) -> None:
 
 @contextlib.contextmanager
 def load_server(manners: Manners | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Its address and its process, until the block ends."""
+    """Its address and its process, until the block ends; the process prints a line at the first request."""
     told = json.dumps(asdict(manners or Manners()))
     process = subprocess.Popen([sys.executable, str(Path(__file__)), told], stdout=subprocess.PIPE)
     try:

@@ -16,8 +16,8 @@ from typing import Any
 from ts_mps.files import is_locked, read_json, try_lock
 from ts_mps.paths import GpuPaths
 
-#: How often, and every how many seconds, a held seat is read that does not say who holds it.
-_LOOKS = 4
+#: Seconds for a worker that has just taken a seat to write who it is, and between looks for that.
+_WRITING_S = 0.2
 _LOOK_S = 0.005
 
 
@@ -54,13 +54,17 @@ def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
 
 def _holder(seat: Path) -> dict[str, Any]:
     """Who holds a seat; {} if its file does not say so."""
-    for _ in range(_LOOKS):
+    for _ in range(round(_WRITING_S / _LOOK_S)):
         holder = read_json(seat)
         if holder is not None:
             return holder
-        # A worker that took it this instant has not written yet.
         time.sleep(_LOOK_S)
     return {}
+
+
+def seats_taken(gpu: GpuPaths) -> int:
+    """How many seats of a GPU are held."""
+    return sum(map(is_locked, gpu.seats.glob("*")))
 
 
 def holders_told(gpu: GpuPaths) -> str:

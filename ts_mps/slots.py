@@ -19,7 +19,7 @@ from ts_mps.holds import held_back
 from ts_mps.paths import Home, InstancePaths
 from ts_mps.plan.model import Plan, PlannedGpu, Slot
 from ts_mps.processes import myself
-from ts_mps.seats import holders_told, seat_holders, take_seat
+from ts_mps.seats import holders_told, seats_taken, take_seat
 from ts_mps.worker_records import Proof, Share, WorkerRecord, activity_file
 
 #: How long a worker looks for a planned slot before it takes an extra one. TorchServe starts a worker's successor at
@@ -166,7 +166,7 @@ def _roomiest(home: Home, plan: Plan, planned_on: Iterable[str | None]) -> Plann
     """The GPU with most free seats, of those that the model is planned on, else of all."""
     wanted = set(planned_on)
     candidates = [gpu for gpu in plan.gpus if gpu.uuid in wanted] or list(plan.gpus)
-    return max(candidates, key=lambda gpu: ((gpu.cap or 0) - len(seat_holders(home.gpu(gpu.uuid))), -gpu.index))
+    return max(candidates, key=lambda gpu: ((gpu.cap or 0) - seats_taken(home.gpu(gpu.uuid)), -gpu.index))
 
 
 def _lock_file(instance: InstancePaths, number: int) -> Path:

@@ -289,36 +289,39 @@ def test_ending_the_process_that_asked_ends_the_load(bodies: Path, signum: int) 
 
 
 @pytest.mark.parametrize(
-    ("which", "signum", "why"),
+    ("processes", "which", "signum", "why"),
     [
-        (slice(2, 3), signal.SIGKILL, "A process of the load generator has died or left."),
+        (2, slice(2, 3), signal.SIGKILL, "A process of the load generator has died or left."),
         # All at once, as when memory runs out: Locust then stops by itself, as if that had been asked of it.
-        (slice(1, 3), signal.SIGKILL, "A process of the load generator has died or left."),
-        (slice(2, 3), signal.SIGTERM, "A process of the load generator has died or left."),
-        (slice(1), signal.SIGTERM, "The load was stopped before its end."),
+        (2, slice(1, 3), signal.SIGKILL, "A process of the load generator has died or left."),
+        (2, slice(2, 3), signal.SIGTERM, "A process of the load generator has died or left."),
+        (2, slice(1), signal.SIGTERM, "The load was stopped before its end."),
+        (1, slice(1), signal.SIGTERM, "The load was stopped before its end."),
     ],
-    ids=["one", "all", "one leaves", "the master is stopped"],
+    ids=["one", "all", "one leaves", "the master is stopped", "the only one is stopped"],
 )
 def test_locust_that_ends_early_is_an_error_with_the_end_of_its_log(
-    bodies: Path, which: slice, signum: signal.Signals, why: str
+    bodies: Path, processes: int, which: slice, signum: signal.Signals, why: str
 ) -> None:
-    def kill() -> None:
-        deadline = time.monotonic() + 20
-        while len(generators()) < 3 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(4)  # they count, and have reported
-        # The master started the others.
-        for process in sorted(generators(), key=lambda process: process.create_time())[which]:
-            process.send_signal(signum)
+    with load_server() as (url, server):
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    began = time.monotonic()
-    with load_server() as (url, _), pytest.raises(LoadError, match="Locust ended without a result") as caught:
-        generate(spec(url, closed(4, 60.0), bodies, processes=2), [])
-    killer.join()
+        def kill() -> None:
+            for process in _at_work(server)[which]:
+                process.send_signal(signum)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(LoadError, match="Locust ended without a result") as caught:
+            generate(spec(url, closed(4, 60.0), bodies, processes=processes), [])
+        killer.join()
     assert why in caught.value.details
-    assert time.monotonic() - began < 30
+
+
+def _at_work(server: subprocess.Popen[bytes], seconds: float = 2.0) -> list[psutil.Process]:
+    """Locust's processes in the order in which they began, the master first, so long after the first request."""
+    assert server.stdout is not None and server.stdout.readline() == b"asked\n"
+    time.sleep(seconds)
+    return sorted(generators(), key=lambda process: process.create_time())
 
 
 def test_what_cannot_be_sent_is_refused(bodies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,17 +394,43 @@ def test_the_locustfile_by_itself(tmp_path: Path, environ: None, load: str) -> N
     assert ("the planned instant" in done.stdout) is (load == "poisson")
 
 
+#: A locustfile whose processes do not report between begin and end: what is in the table was handed in at the end.
+_SELDOM = """
+import sys
+import locust.runners
+sys.path.insert(0, {root!r})
+locust.runners.WORKER_REPORT_INTERVAL = 3600
+from ts_mps.bench.load.users import TorchServeUser
+"""
+
+
+@contextlib.contextmanager
+def _plain_locust(folder: Path, url: str, processes: int, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """Plain Locust with four connections, whose processes report seldom."""
+    (folder / "payload").write_text("x")
+    (folder / "locustfile.py").write_text(_SELDOM.format(root=str(ROOT)))
+    command = [str(Path(sys.executable).parent / "locust"), "-f", "locustfile.py", "--host", url, "--headless"]
+    command += ["--users", "4", "--spawn-rate", "4", "--model", "x", "--payload", "payload", "--warm-up", "0.5"]
+    command += [*_processes(processes), *more]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": hear_signals}
+    process = subprocess.Popen(command, cwd=folder, **piped)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_locustfile_until_it_is_stopped(tmp_path: Path, environ: None, processes: int) -> None:
-    (tmp_path / "payload").write_text("x")
-    with load_server(Manners(delay=0.02)) as (url, _):
-        command = locust("--host", url, "--headless", "--users", "4", "--spawn-rate", "4", "--run-time", "6s")
-        command += ["--model", "x", "--payload", "payload", "--warm-up", "1", *_processes(processes)]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
-    counted = _COUNTED.search(done.stdout)
-    assert counted, done.stdout + done.stderr
-    # Locust's own clock of --run-time is up to a second fast at its start. Reports come every 3 s, the last at the end.
-    assert 1.2 <= float(counted[1]) <= 5.5 and 120 <= float(counted[2]) <= 200
+    with (
+        load_server(Manners(delay=0.02)) as (url, _),
+        _plain_locust(tmp_path, url, processes, "--run-time", "6s") as locust,
+    ):
+        said, complained = locust.communicate(timeout=60)
+    counted = _COUNTED.search(said)
+    assert counted and locust.returncode == 0, said + complained
+    # Locust's own clock of --run-time is up to a second fast at its start.
+    assert 1.5 <= float(counted[1]) <= 6 and 120 <= float(counted[2]) <= 200
 
 
 @pytest.mark.parametrize(
@@ -412,24 +441,25 @@ def test_the_locustfile_until_it_is_stopped(tmp_path: Path, environ: None, proce
 def test_the_locustfile_that_is_interrupted(
     tmp_path: Path, environ: None, which: slice, signum: signal.Signals
 ) -> None:
-    (tmp_path / "payload").write_text("x")
-    with load_server(Manners(delay=0.02)) as (url, _):
-        command = locust("--host", url, "--headless", "--users", "4", "--spawn-rate", "4")
-        command += ["--model", "x", "--payload", "payload", "--warm-up", "0.5", *_processes(2)]
-        asked = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_signals
-        )
-        deadline = time.monotonic() + 20
-        while len(generators()) < 3 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(4)
-        for process in sorted(generators(), key=lambda process: process.create_time())[which]:
+    with load_server(Manners(delay=0.02)) as (url, server), _plain_locust(tmp_path, url, 2) as locust:
+        for process in _at_work(server)[which]:
             process.send_signal(signum)
-        said, complained = asked.communicate(timeout=20)
+        said, complained = locust.communicate(timeout=30)
     counted = _COUNTED.search(said)
-    assert counted and asked.returncode == 0, complained
-    assert 0.5 <= float(counted[1]) <= 3.5 and 120 <= float(counted[2]) <= 200
-    assert "has died" not in complained
+    assert counted and locust.returncode == 0, complained
+    # Two seconds from the first request on, less the warm-up.
+    assert 1.3 <= float(counted[1]) <= 4 and 120 <= float(counted[2]) <= 200
+
+
+def test_the_locustfile_that_is_stopped_after_one_of_its_processes_died(tmp_path: Path, environ: None) -> None:
+    """Locust finds out only seconds later."""
+    with load_server(Manners(delay=0.02)) as (url, server), _plain_locust(tmp_path, url, 2) as locust:
+        master, _, died = _at_work(server)
+        died.kill()
+        master.terminate()
+        said, complained = locust.communicate(timeout=30)
+    assert not _COUNTED.search(said) and locust.returncode == 1
+    assert "A process of the load generator has died or left." in complained
 
 
 def test_the_locustfile_in_the_web_ui(tmp_path: Path, environ: None, monkeypatch: pytest.MonkeyPatch) -> None:

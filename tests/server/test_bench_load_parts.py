@@ -36,7 +36,7 @@ def spec(**changes: object) -> Spec:
     return replace(Spec("http://127.0.0.1:1", "/predictions/x", CLOSED), **changes)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.sampled_from(["poisson", "constant"]), st.floats(0.5, 5000), st.integers(0, 99), st.integers(1, 9))
 def test_the_parts_of_a_plan_are_the_plan(kind: str, rate: float, seed: int, of: int) -> None:
     # Past one block of drawn gaps, whose length no number of processes but powers of two divides.

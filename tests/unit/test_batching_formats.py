@@ -152,7 +152,7 @@ def test_hostile_npy_is_refused(body: bytes) -> None:
         refused(read_npy, kind(body))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_npy_is_read_or_refused(data: st.DataObject) -> None:
@@ -210,7 +210,7 @@ def test_hostile_safetensors_are_refused(body: bytes) -> None:
     refused(read_safetensors, body)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_mutated_safetensors_are_read_or_refused(data: st.DataObject) -> None:
     body = bytearray(write_safetensors({"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(2, bool)}))
@@ -405,7 +405,7 @@ def all_numbers(value: object) -> bool:
     return isinstance(value, (int, float))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(DOCUMENTS, st.sampled_from(DTYPES))
 def test_any_document_is_numbers_or_refused(value: object, dtype: str) -> None:
     try:

@@ -81,7 +81,7 @@ def check(chunk: Chunk, pool: Pool, grid: Grid, options: BatchingOptions) -> Non
     assert not grid.pad_rows or chunk.shape in grid.shapes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_instance_in_one_chunk_within_the_limits(data: st.DataObject) -> None:
     grid, options = data.draw(grids())
@@ -94,7 +94,7 @@ def test_every_instance_in_one_chunk_within_the_limits(data: st.DataObject) -> N
     assert lengths == sorted(lengths, reverse=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_parts_of_a_chunk_keep_its_members(data: st.DataObject) -> None:
     grid, options = data.draw(grids())
@@ -120,7 +120,7 @@ def test_parts_of_a_chunk_keep_its_members(data: st.DataObject) -> None:
             assert part.shape.rows < chunk.shape.rows and part.shape.rows <= grid.cap(part.shape.length)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_chunk_from_before_a_shrink_can_still_be_cut(data: st.DataObject) -> None:
     grid, _ = data.draw(grids())
@@ -138,7 +138,7 @@ def test_a_chunk_from_before_a_shrink_can_still_be_cut(data: st.DataObject) -> N
         assert {part.rows for part in regather(pool, chunk, grid)} == {1}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(grids(), st.data())
 def test_shrink_lowers_that_and_longer_lengths_only(made: tuple[Grid, BatchingOptions], data: st.DataObject) -> None:
     grid, _ = made
@@ -171,7 +171,7 @@ def _cost(grid: Grid, runs: tuple[int, ...], length: int) -> int:
     return sum(grid.launch_cost + grid.rows(run, length) * max(1, length) for run in runs)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(grids(), st.integers(0, 500), st.data())
 def test_split_costs_what_it_says_and_no_more_than_greedy(
     made: tuple[Grid, BatchingOptions], count: int, data: st.DataObject
@@ -197,7 +197,7 @@ def test_splits_of_many_never_leave_the_stack(rows: tuple[int, ...] | None, most
         assert sum(runs) == count and max(runs) <= most and cost == _cost(grid, runs, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(grids(has_length=True), st.integers(-5, 300))
 def test_length_is_the_smallest_bucket_that_holds(made: tuple[Grid, BatchingOptions], tokens: int) -> None:
     grid, options = made
@@ -209,7 +209,7 @@ def test_length_is_the_smallest_bucket_that_holds(made: tuple[Grid, BatchingOpti
     assert caught.value.status == (413 if tokens > 0 else 422)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(grids())
 def test_shapes_are_what_runs_are_padded_to(made: tuple[Grid, BatchingOptions]) -> None:
     grid, _ = made

@@ -272,7 +272,7 @@ def batches(draw: st.DrawFn) -> list[Sent]:
     return found
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.data())
 def test_everyone_gets_their_own_answer_or_their_own_error(data: st.DataObject) -> None:
     served = start(
@@ -712,7 +712,7 @@ _FUZZED: dict[type[BatchHandler], Any] = {}
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", [Tokens, Points])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(bodies(), st.sampled_from(["body", "data", "x", "\u00e9"])), min_size=1, max_size=8), _KINDS)
 def test_no_body_harms_the_worker(kind: type[BatchHandler], found: list, accept: str) -> None:
     if kind not in _FUZZED:  # one worker for all of them

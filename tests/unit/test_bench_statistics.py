@@ -108,7 +108,7 @@ def test_the_same_figures_give_the_same_interval() -> None:
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=6, max_size=9), st.floats(0.1, 1000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_judgement_does_not_depend_on_the_unit(ratios: list[float], unit: float) -> None:
     plain, scaled = judge(ratios, [1.0] * len(ratios)), judge([unit * r for r in ratios], [unit] * len(ratios))
     assert scaled.ratio.middle == pytest.approx(plain.ratio.middle)
@@ -116,7 +116,7 @@ def test_a_judgement_does_not_depend_on_the_unit(ratios: list[float], unit: floa
 
 
 @given(st.lists(st.floats(0.8, 1.25), min_size=6, max_size=9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_arm_and_baseline_swapped_say_the_opposite(ratios: list[float]) -> None:
     there, back = judge(ratios, [1.0] * len(ratios)), judge([1.0] * len(ratios), ratios)
     assert back.ratio.middle == pytest.approx(1 / there.ratio.middle)

@@ -2,7 +2,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from planning import facts, fixed, gpu, model
 
@@ -119,7 +119,6 @@ demands = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(demands, st.lists(st.integers(1, 60), min_size=2, max_size=2), st.integers(0, 20), st.data())
 def test_every_worker_has_a_slot_and_no_cap_is_passed(models, caps, strangers, data):
     cards = [gpu(0, cap=caps[0], cores=(0, 1)), gpu(1, cap=caps[1], attached=strangers)]

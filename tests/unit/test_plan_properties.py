@@ -189,7 +189,7 @@ def weighed(asked):
     return any(not one.workers.fixed or one.profile for one in asked.models if one.workers.most != 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instances())
 def test_a_plan_is_the_best_there_is_and_a_refusal_is_true(asked):
     plan = attempt(asked)
@@ -211,7 +211,7 @@ def test_a_plan_is_the_best_there_is_and_a_refusal_is_true(asked):
             assert plan.mps
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instances())
 def test_no_plan_passes_a_limit(asked):
     plan = attempt(asked)
@@ -236,7 +236,7 @@ def test_no_plan_passes_a_limit(asked):
     assert make_plan(asked) == plan
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instances(), st.sampled_from(["memory", "cap", "cores", "reserve"]), st.integers(0, 1))
 def test_more_room_is_never_worse(asked, what, which):
     plan = attempt(asked)
@@ -256,7 +256,7 @@ def test_more_room_is_never_worse(asked, what, which):
     assert make_plan(more).objective >= plan.objective - 1e-9
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(instances(memory=12, cap=3))
 def test_the_nearest_plan_of_a_refusal_plans(asked):
     error = attempt(asked)
@@ -285,7 +285,7 @@ def only(asked, kind):
     return replace(asked, gpus=tuple(cards), host=asked.host if kind == "cores" else HostFacts(tuple(range(999))))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(instances())
 def test_the_constraint_of_a_reason_binds(asked):
     """One more worker would be better where it is forbidden by what the reason names, and nowhere it is allowed."""

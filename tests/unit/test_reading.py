@@ -76,7 +76,7 @@ _REQUESTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(_REQUESTS, min_size=1, max_size=3), st.lists(st.integers(1, 400_000), max_size=8))
 def test_messages_are_what_torchserve_reads(messages, sizes) -> None:
     data = b"".join(message(requests) for requests in messages)

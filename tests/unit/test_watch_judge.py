@@ -103,7 +103,7 @@ class Faults(RuleBasedStateMachine):
 
 
 TestFaults = Faults.TestCase
-TestFaults.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestFaults.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def kinds(world: World) -> list[str]:

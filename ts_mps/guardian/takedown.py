@@ -1,7 +1,7 @@
 """The one way down, for a failed start, a stop, and what a killed guardian left behind.
 
-Order: drain, then java, then the workers that it left, then the daemons, then the files. Each step looks at what is
-there instead of trusting what was there, so it may be repeated.
+Order: drain, then java, then what it left (workers, a collector of metrics), then the daemons, then the files. Each
+step looks at what is there instead of trusting what was there, so it may be repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ts_mps.worker_records import busy, sockets, workers
 JAVA_SECONDS = 30.0
 #: A worker that lost its frontend leaves by itself once its batch is done.
 WORKER_SECONDS = 10.0
-#: A collector of metrics that TorchServe started at its very end reads our files until it is done.
+#: A collector of metrics that TorchServe started at its very end uses our files until it is done.
 COLLECTOR_SECONDS = 3.0
 #: How long a daemon may take to answer before its clients are killed without it.
 ANSWER_SECONDS = 10.0

@@ -37,8 +37,9 @@ _AHEAD_S = 0.5
 _GATE_S = 0.02
 #: Seconds between looks for processes that have died.
 _LOOK_S = 0.5
-#: Seconds until all processes have handed in what they counted when they are stopped.
-_HANDING_IN_S = 2.0
+#: Longest wait, in seconds, for processes that are stopped to hand in what they counted: until then Locust has noticed
+#: which of them have died.
+_HANDING_IN_S = 6.0
 _GONE = "A process of the load generator has died or left."
 
 
@@ -69,7 +70,7 @@ class Conductor:
         if isinstance(runner, WorkerRunner):
             runner.register_message(_PLAN, self._on_plan)
             events.report_to_master.add_listener(self._on_report)
-            # Before it says goodbye to the master, and then again, which does nothing.
+            # Before it says goodbye to the master; `test_stop` follows, and finds nothing to do.
             events.quitting.add_listener(self._break_off)
             events.test_stop.add_listener(self._break_off)
             runner.register_message(_STOP, self._break_off)
@@ -142,7 +143,7 @@ class Conductor:
             before = gone
 
     def _owing(self, what: str) -> set[str]:
-        """Those of the processes with a share whose report is not yet the ``last`` one, or that of all its share."""
+        """Processes with a share whose report does not say ``what``: "last", no other comes; "done", it is all made."""
         return {worker for worker in self._sharers if not self._reports.get(worker, {}).get(what)}
 
     def _present(self) -> set[str]:
@@ -173,22 +174,25 @@ class Conductor:
         A process hands in its last report before Locust's master forgets it, so one that is gone without it has died;
         when all have, Locust stops by itself.
         """
+        run = self._run
         self._break_off()
         if not self._finished:
             self._collect()
-        # Also by the last of these reports, where that one ended its share.
-        if self._finished:
+        # The last report may have ended the load meanwhile, and the next one may have been started.
+        if self._finished or run != self._run:
             return
-        if self._owing("last") - self._present():
+        owing = self._owing("last")
+        if owing - self._present():
             self._give_up(_GONE)
         elif self._options.result:
             self._give_up("The load was stopped before its end.")
+        elif owing:
+            self._give_up("A process of the load generator did not hand in what it counted.")
         else:
             self._finish()
 
     def _collect(self) -> None:
-        """Have the processes hand in: without a web UI Locust tells them of a stop only after this."""
-        assert isinstance(self._runner, MasterRunner) or not self._sharers
+        """Have the processes hand in: where Locust quits, it tells them of the stop only after this."""
         for worker in self._owing("last") & self._present():
             self._runner.send_message(_STOP, client_id=worker)
         deadline = time.monotonic() + _HANDING_IN_S

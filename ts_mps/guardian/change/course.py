@@ -9,7 +9,7 @@ from ts_mps.guardian.change.crew import Crew
 from ts_mps.guardian.change.merge import Key, keys, slots_of, with_slots
 from ts_mps.guardian.change.stage import Stage
 from ts_mps.plan.model import Plan, PlannedGpu
-from ts_mps.seats import seat_holders
+from ts_mps.seats import seats_taken
 from ts_mps.torchserve.threads import working
 from ts_mps.worker_records import records
 
@@ -141,7 +141,7 @@ def _spare(stage: Stage, crew: Crew) -> bool:
 
 
 def _room(stage: Stage, gpu: PlannedGpu, memory: int) -> bool:
-    taken = len(seat_holders(stage.prepared.home.gpu(gpu.uuid)))
+    taken = seats_taken(stage.prepared.home.gpu(gpu.uuid))
     if gpu.cap is not None and taken >= gpu.cap:
         return False
     return not gpu.memory_budget or gpu.memory_planned + memory <= gpu.memory_budget
