@@ -49,7 +49,16 @@ def take_seat(gpu: GpuPaths, cap: int, instance: str, model: str) -> tuple[int, 
 
 def seat_holders(gpu: GpuPaths) -> tuple[dict[str, Any], ...]:
     """Who holds the seats of a GPU: instance, model and pid of each living holder."""
-    return tuple(_holder(path) for path in sorted(gpu.seats.glob("*")) if is_locked(path))
+    return tuple(_holder(seat) for seat in _held(gpu))
+
+
+def seats_taken(gpu: GpuPaths) -> int:
+    """How many seats of a GPU are held."""
+    return len(_held(gpu))
+
+
+def _held(gpu: GpuPaths) -> list[Path]:
+    return [seat for seat in sorted(gpu.seats.glob("*")) if is_locked(seat)]
 
 
 def _holder(seat: Path) -> dict[str, Any]:
@@ -60,11 +69,6 @@ def _holder(seat: Path) -> dict[str, Any]:
             return holder
         time.sleep(_LOOK_S)
     return {}
-
-
-def seats_taken(gpu: GpuPaths) -> int:
-    """How many seats of a GPU are held."""
-    return sum(map(is_locked, gpu.seats.glob("*")))
 
 
 def holders_told(gpu: GpuPaths) -> str:

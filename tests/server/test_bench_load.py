@@ -311,10 +311,12 @@ def test_locust_that_ends_early_is_an_error_with_the_end_of_its_log(
 
         killer = threading.Thread(target=kill)
         killer.start()
+        began = time.monotonic()
         with pytest.raises(LoadError, match="Locust ended without a result") as caught:
             generate(spec(url, closed(4, 60.0), bodies, processes=processes), [])
         killer.join()
     assert why in caught.value.details
+    assert time.monotonic() - began < 30
 
 
 def _at_work(server: subprocess.Popen[bytes], seconds: float = 2.0) -> list[psutil.Process]:

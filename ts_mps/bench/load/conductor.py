@@ -14,13 +14,14 @@ from typing import Any
 
 import gevent
 from locust.env import Environment
-from locust.runners import STATE_MISSING, MasterRunner, WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from ts_mps.bench.load.bodies import given_bodies, read_bodies
 from ts_mps.bench.load.dying import leave
 from ts_mps.bench.load.options import the_spec, write_the_bodies
 from ts_mps.bench.load.part import Part, Turn
 from ts_mps.bench.load.references import record
+from ts_mps.bench.load.sharers import ALONE, Sharers
 from ts_mps.bench.load.show import table
 from ts_mps.bench.load.spec import Spec
 from ts_mps.bench.load.tally import result
@@ -33,22 +34,15 @@ _STOP = "ts-mps stop"
 _REPORT = "ts_mps"
 #: Seconds from the plan to the first request: for the message to arrive, payloads to be read and users to start.
 _AHEAD_S = 0.5
-#: Seconds between looks for what `ts-mps bench` hands over, and for last reports.
+#: Seconds between looks for what `ts-mps bench` hands over.
 _GATE_S = 0.02
 #: Seconds between looks for processes that have died.
 _LOOK_S = 0.5
-#: Longest wait, in seconds, for processes that are stopped to hand in what they counted: until then Locust has noticed
-#: which of them have died.
-_HANDING_IN_S = 6.0
 _GONE = "A process of the load generator has died or left."
 
 
 class Conductor:
-    """One of Locust's processes: a worker makes its part of the load, the master collects, a single process does both.
-
-    Every report holds all that a process has counted so far, so the latest one of each process is all that matters,
-    and a lost one loses nothing.
-    """
+    """One of Locust's processes: a worker makes its part of the load, the master collects, a single one does both."""
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
@@ -61,8 +55,7 @@ class Conductor:
         self._last: dict[str, Any] | None = None
         self._run = 0
         self._spec: Spec | None = None
-        self._reports: dict[str, dict[str, Any]] = {}
-        self._sharers: list[str] = []
+        self._sharers = Sharers(runner)
         self._first = 0.0
         self._cpu_before = 0.0
         self._finished = self._stopping = True
@@ -89,12 +82,12 @@ class Conductor:
 
     def _on_start(self, **_: Any) -> None:
         runner, self._run = self._runner, self._run + 1
-        self._sharers = workers = self._workers()
+        self._sharers.gather()
         # `ts-mps bench` starts us while its server gets ready, and hands the load over when it is.
         while self._options.spec and not Path(self._options.spec).exists():
             gevent.sleep(_GATE_S)
         try:
-            spec = the_spec(self._options, runner.target_user_count, max(len(workers), 1), self._scratch)
+            spec = the_spec(self._options, runner.target_user_count, len(self._sharers.names), self._scratch)
             # Locust starts its users after this whatever becomes of it, and wants each to have a host.
             self._environment.host = spec.base_url
             if spec.check == "reference" and not spec.references.is_file():
@@ -102,8 +95,7 @@ class Conductor:
         except (TsMpsError, OSError) as error:
             self._give_up(str(error), getattr(error, "details", ""))
             return
-        self._spec, self._reports = spec, {}
-        self._finished = self._stopping = False
+        self._spec, self._finished, self._stopping = spec, False, False
         # The wall clock is what processes on several machines share; on one it is exact.
         begin = time.time() + _AHEAD_S
         self._first = time.monotonic() + _AHEAD_S + spec.load.warm_up
@@ -112,15 +104,9 @@ class Conductor:
         if not isinstance(runner, MasterRunner):
             self._take(spec, {**plan, "share": 0})
             return
-        for share, worker in enumerate(workers):
+        for share, worker in enumerate(self._sharers.names):
             runner.send_message(_PLAN, {**plan, "share": share}, client_id=worker)
         gevent.spawn(self._look_after, self._run)
-
-    def _workers(self) -> list[str]:
-        if not isinstance(self._runner, MasterRunner):
-            return []
-        clients = self._runner.clients
-        return sorted(client.id for client in clients.ready + clients.spawning + clients.running)
 
     def _mark_cpu(self, run: int) -> None:
         gevent.sleep(max(self._first - time.monotonic(), 0))
@@ -135,31 +121,21 @@ class Conductor:
             # A process that stops is unknown to Locust's master until it has reported anew.
             if run != self._run or self._finished or self._stopping:
                 return
-            gone = self._owing("done") - self._present()
+            gone = self._sharers.gone("done")
             # Ctrl-C reaches all of them, and they may be gone before the master itself begins to stop.
             if gone & before:
                 self._give_up(_GONE)
                 return
             before = gone
 
-    def _owing(self, what: str) -> set[str]:
-        """Processes with a share whose report does not say ``what``: "last", no other comes; "done", it is all made."""
-        return {worker for worker in self._sharers if not self._reports.get(worker, {}).get(what)}
-
-    def _present(self) -> set[str]:
-        """The processes that Locust's master knows and hears of."""
-        clients = self._runner.clients if isinstance(self._runner, MasterRunner) else {}
-        return {worker for worker, client in clients.items() if client.state != STATE_MISSING}
-
     def _on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         report = data.get(_REPORT)
         if report and report["run"] == self._run:
-            self._reports[client_id] = report
+            self._sharers.reports[client_id] = report
             self._look_for_end()
 
     def _look_for_end(self) -> None:
-        done = [report for report in self._reports.values() if report["done"]]
-        if self._finished or len(done) < max(len(self._sharers), 1):
+        if self._finished or self._sharers.owing("done"):
             return
         self._finish()
         # Not from here: it ends the greenlet that it is called from.
@@ -177,38 +153,30 @@ class Conductor:
         run = self._run
         self._break_off()
         if not self._finished:
-            self._collect()
+            # Where Locust quits, it tells them of the stop only after this.
+            self._sharers.collect(_STOP)
         # The last report may have ended the load meanwhile, and the next one may have been started.
         if self._finished or run != self._run:
             return
-        owing = self._owing("last")
-        if owing - self._present():
+        if self._sharers.gone("last"):
             self._give_up(_GONE)
         elif self._options.result:
             self._give_up("The load was stopped before its end.")
-        elif owing:
+        elif self._sharers.owing("last"):
             self._give_up("A process of the load generator did not hand in what it counted.")
         else:
             self._finish()
 
-    def _collect(self) -> None:
-        """Have the processes hand in: where Locust quits, it tells them of the stop only after this."""
-        for worker in self._owing("last") & self._present():
-            self._runner.send_message(_STOP, client_id=worker)
-        deadline = time.monotonic() + _HANDING_IN_S
-        while self._owing("last") & self._present() and time.monotonic() < deadline:
-            gevent.sleep(_GATE_S)
-
     def _finish(self) -> None:
         assert self._spec is not None
         self._finished = True
+        reports = list(self._sharers.reports.values())
         # As long as the processes counted, which may have stopped before we heard of it.
-        seconds = max((report["seconds"] for report in self._reports.values()), default=0.0)
+        seconds = max((report["seconds"] for report in reports), default=0.0)
         if not seconds:
             print("locust: It was stopped before anything was counted.", file=sys.stderr, flush=True)
             return
         own = time.process_time() - self._cpu_before if isinstance(self._runner, MasterRunner) else 0.0
-        reports = list(self._reports.values())
         cpu = own + sum(report["cpu_seconds"] for report in reports)
         cores = len(os.sched_getaffinity(0))
         found = result(self._spec.load, reports, seconds=seconds, cpu=cpu, cores=cores)
@@ -295,7 +263,7 @@ class Conductor:
             self._environment.events.report_to_master.fire(client_id=self._runner.client_id, data=data)
             self._runner.send_message("stats", data)
         else:
-            self._reports["local"] = self._last
+            self._sharers.reports[ALONE] = self._last
 
     def _on_report(self, data: dict[str, Any], **_: Any) -> None:
         if self.part is not None:
